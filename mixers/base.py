@@ -1,0 +1,127 @@
+"""The interface of a token mixer: y = P(x) v, a mixing matrix P applied to values.
+
+Shape letters, the same everywhere: B batch, H query heads, G key/value heads, T query length, S key length,
+D head size, E value size, C model width.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor, nn
+
+from remixer.mixers.errors import MixerConfigError
+from remixer.mixers.spec import AttentionSpec
+
+Order = Literal["n", "n log n", "n^2"]
+OPERANDS = ("query", "key", "value", "padding", "bias", "source")
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """Why a mixer can't take the place of an attention: a clause that fits after "cannot replace ...:"."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """What a user writes to ask for a mixer: a frozen dataclass of its options.
+
+    A subclass checks its values in `__post_init__` and raises MixerConfigError. Configs are hashable, compare
+    by value, and `to_dict` gives what JSON can hold.
+    """
+
+    name: ClassVar[str] = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options and the mixer's name, for reports and artifacts."""
+        return {"mixer": self.name, **dataclasses.asdict(self)}
+
+    def require(self, condition: bool, message: str) -> None:
+        """Raise MixerConfigError, naming this config, unless the condition holds."""
+        if not condition:
+            raise MixerConfigError(f"{type(self).__name__}: {message}")
+
+
+class Mixer(nn.Module, abc.ABC):
+    """Takes the place of one attention.
+
+    Class attributes:
+        Config: the config's class.
+
+    Attributes:
+        spec: the attention that this mixer stands in for.
+        config: the options it was built with.
+        operands: names of the operands that `forward` needs, out of OPERANDS. Only these are wired to the
+            graph; what nobody needs any more is swept away with its parameters.
+    """
+
+    Config: ClassVar[type[MixerConfig]]
+    spec: AttentionSpec
+    config: MixerConfig
+    operands: tuple[str, ...] = ("query", "key", "value", "padding")
+
+    def __init__(self, spec: AttentionSpec, config: MixerConfig) -> None:
+        super().__init__()
+        self.spec = spec
+        self.config = config
+
+    @classmethod
+    @abc.abstractmethod
+    def supports(cls, spec: AttentionSpec, config: Any) -> Unsupported | None:
+        """None where this mixer with this config can replace such an attention, else the reason."""
+
+    @classmethod
+    def from_attention(cls, spec: AttentionSpec, config: Any) -> Self:
+        """A mixer that starts as near to the pretrained attention as it can."""
+        return cls(spec, config)
+
+    @property
+    @abc.abstractmethod
+    def order(self) -> Order:
+        """How the time of `forward` grows with the length."""
+
+    @abc.abstractmethod
+    def forward(
+        self,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> Tensor:
+        """Mix the values of all tokens.
+
+        Args:
+            query: (B, H, T, D), not yet scaled.
+            key: (B, G, S, D).
+            value: (B, G, S, E).
+            padding: (B, S) bool, True where a key exists, or None where all do.
+            bias: broadcastable to (B, H, T, S), added to the scaled scores; carries the whole mask.
+            source: (B, S, C), the hidden state that the key projection reads.
+
+        Returns:
+            (B, H, T, E) in the dtype of value.
+        """
+
+    @abc.abstractmethod
+    def reference(
+        self,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> Tensor:
+        """`forward` in its slow, obvious form: the same arguments, values and gradients."""

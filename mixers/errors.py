@@ -1,0 +1,9 @@
+"""What goes wrong when a mixer is asked for."""
+
+
+class UnknownMixerError(LookupError):
+    """No mixer is registered under the name, or for the config, that was asked for."""
+
+
+class MixerConfigError(ValueError):
+    """A mixer's config has a value that no attention could take."""

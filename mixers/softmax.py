@@ -1,0 +1,173 @@
+"""Softmax attention (Vaswani et al., 2017, equation 1), exact: the mixer that changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
+from remixer.mixers.registry import register
+from remixer.mixers.spec import AttentionSpec
+
+
+def repeat_heads(tensor: Tensor, groups: int) -> Tensor:
+    """(B, G, S, D) to (B, G * groups, S, D): every key/value head repeated for the query heads that read it."""
+    if groups == 1:
+        return tensor
+    B, G, S, D = tensor.shape
+    return tensor[:, :, None].expand(B, G, groups, S, D).reshape(B, G * groups, S, D)
+
+
+def allowed_keys(spec: AttentionSpec, T: int, S: int, padding: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which keys each query may see by causality, window and padding.
+
+    Returns:
+        Bool, broadcastable to (B, 1, T, S), or None where every query sees every key.
+    """
+    allowed = None
+    if spec.causal or spec.windowed:
+        offset = torch.arange(S, device=device) - torch.arange(T, device=device)[:, None]
+        left, right = spec.window
+        if spec.causal:
+            allowed = offset <= 0
+        elif right is not None:
+            allowed = offset <= right
+        if left is not None:
+            near = offset >= -left
+            allowed = near if allowed is None else allowed & near
+    if padding is not None:
+        keys = padding[:, None, None, :]
+        allowed = keys if allowed is None else allowed & keys
+    return allowed
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    spec: AttentionSpec,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(softcap(scale * query key^T) + mask) value.
+
+    Args:
+        query: (B, H, T, D).
+        key: (B, G, S, D).
+        value: (B, G, S, E).
+        mask: broadcastable to (B, H, T, S), bool (True: may see) or added to the scores; None for no mask.
+        spec: gives scale, softcap and head counts.
+        causal: mask the future too, without a mask tensor; mask must be None.
+        dropout: probability with which weights are dropped.
+
+    Returns:
+        (B, H, T, E).
+    """
+    key, value = repeat_heads(key, spec.groups), repeat_heads(value, spec.groups)
+    if spec.softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=spec.scale
+        )
+    scores = spec.softcap * torch.tanh(query @ key.transpose(-1, -2) * (spec.scale / spec.softcap))
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is None:
+        weights = torch.softmax(scores, -1)
+    elif mask.dtype == torch.bool:
+        weights = torch.softmax(scores.masked_fill(~mask, -torch.inf), -1)
+        weights = weights.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    else:
+        weights = torch.softmax(scores + mask, -1)
+    return F.dropout(weights, dropout) @ value
+
+
+@dataclass(frozen=True)
+class SoftmaxConfig(MixerConfig):
+    """Keep the attention's meaning, in one exact form. Has no options."""
+
+
+@register("softmax")
+class Softmax(Mixer):
+    """The pretrained attention itself, written as one canonical operator. P = softmax(scale * Q K^T + mask)."""
+
+    Config = SoftmaxConfig
+
+    def __init__(self, spec: AttentionSpec, config: SoftmaxConfig | None = None) -> None:
+        super().__init__(spec, config or SoftmaxConfig())
+        self.operands = ("query", "key", "value", "padding" if spec.bias == "none" else "bias")
+
+    @classmethod
+    def supports(cls, spec: AttentionSpec, config: SoftmaxConfig) -> Unsupported | None:
+        """Every attention that was understood."""
+        return None
+
+    @property
+    def order(self) -> Order:
+        """Quadratic: every query meets every key."""
+        return "n^2"
+
+    def forward(
+        self,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> Tensor:
+        """See Mixer.forward. A bias operand carries the whole mask and is used as it is."""
+        assert query is not None and key is not None and value is not None
+        spec = self.spec
+        dropout = spec.dropout if self.training else 0.0
+        if bias is not None:
+            return attend(query, key, value, bias, spec=spec, dropout=dropout)
+        if spec.causal and not spec.windowed and padding is None:
+            return attend(query, key, value, None, spec=spec, causal=True, dropout=dropout)
+        mask = allowed_keys(spec, query.shape[2], key.shape[2], padding, query.device)
+        if mask is not None and spec.dead_rows == "mean":
+            hidden = torch.zeros((), dtype=query.dtype, device=query.device)
+            mask = torch.where(mask, hidden, torch.finfo(query.dtype).min)
+        return attend(query, key, value, mask, spec=spec, dropout=dropout)
+
+    def reference(
+        self,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> Tensor:
+        """One query at a time over a list of the keys it may see."""
+        assert query is not None and key is not None and value is not None
+        spec = self.spec
+        key, value = repeat_heads(key, spec.groups), repeat_heads(value, spec.groups)
+        (B, H, T, _), S = query.shape, key.shape[2]
+        left, right = spec.window
+        rows = []
+        for b in range(B):
+            for t in range(T):
+                first = 0 if left is None else max(0, t - left)
+                last = t if spec.causal else S - 1 if right is None else min(S - 1, t + right)
+                seen = [s for s in range(first, last + 1) if padding is None or bool(padding[b, s])]
+                if bias is not None:
+                    seen = list(range(S))
+                elif not seen and spec.dead_rows == "mean":
+                    rows.append(value[b].mean(1))
+                    continue
+                scores = spec.scale * (key[b, :, seen] @ query[b, :, t, :, None])[..., 0]
+                if spec.softcap is not None:
+                    scores = spec.softcap * torch.tanh(scores / spec.softcap)
+                if bias is not None:
+                    whole = bias.broadcast_to(B, H, T, S)[b, :, t]
+                    scores = scores.masked_fill(~whole, -torch.inf) if whole.dtype == torch.bool else scores + whole
+                weights = torch.softmax(scores, -1) if seen else scores
+                rows.append((weights[..., None] * value[b, :, seen]).sum(1))
+        return torch.stack(rows).view(B, T, H, -1).transpose(1, 2)

@@ -1,0 +1,91 @@
+"""What one attention computes, in words that hold whatever library it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Bias = Literal["none", "offset", "dense"]
+DeadRows = Literal["zero", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """The meaning of one attention: softmax(scale * Q K^T, softcapped, masked, biased) V.
+
+    Attributes:
+        heads: H, number of query heads.
+        kv_heads: G, number of key/value heads; G divides H, head h reads key/value head h // (H / G).
+        head_dim: D, size of one query or key.
+        value_dim: E, size of one value.
+        scale: factor on the scores.
+        causal: token t sees keys 0..t only.
+        window: (left, right), how many tokens before and after itself a query sees; None is unbounded.
+            A causal attention has right = 0 or None.
+        padding: a (B, S) operand says which keys exist.
+        bias: "none", "offset" (one value per head and offset s - t) or "dense" (anything else).
+        softcap: c in c * tanh(scores / c), or None.
+        dropout: probability with which attention weights are dropped in training.
+        cross: keys come from another sequence than queries; T and S are independent.
+        dead_rows: what a query gives that may see no key: "zero", or the "mean" of all values, which is
+            what masks made of large negative numbers do.
+        source_dim: C, width of the hidden state that the key projection reads, or None if there is no one
+            such tensor.
+        dtype: of query, key and value.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    scale: float
+    causal: bool = False
+    window: tuple[int | None, int | None] = (None, None)
+    padding: bool = False
+    bias: Bias = "none"
+    softcap: float | None = None
+    dropout: float = 0.0
+    cross: bool = False
+    dead_rows: DeadRows = "zero"
+    source_dim: int | None = None
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def groups(self) -> int:
+        """Number of query heads that share one key/value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the pretrained attention itself sees only a window."""
+        left, right = self.window
+        return left is not None or (right is not None and not self.causal)
+
+    def __str__(self) -> str:
+        """In words, for reports.
+
+        Example:
+            >>> print(AttentionSpec(heads=9, kv_heads=3, head_dim=64, value_dim=64, scale=0.125, causal=True))
+            9 heads on 3 of 64, causal, scale 0.125
+        """
+        heads = f"{self.heads} heads" if self.groups == 1 else f"{self.heads} heads on {self.kv_heads}"
+        size = f"{self.head_dim}" if self.head_dim == self.value_dim else f"{self.head_dim}/{self.value_dim}"
+        words = [f"{heads} of {size}", "cross" if self.cross else "causal" if self.causal else "bidirectional"]
+        left, right = self.window
+        if self.windowed:
+            seen = [f"{left} before" if left is not None else "all before"]
+            if not self.causal:
+                seen.append(f"{right} after" if right is not None else "all after")
+            words.append("window " + ", ".join(seen))
+        if self.padding:
+            words.append("padding")
+        if self.bias != "none":
+            words.append(f"{self.bias} bias")
+        if self.softcap is not None:
+            words.append(f"softcap {self.softcap:g}")
+        if self.dropout:
+            words.append(f"dropout {self.dropout:g}")
+        words.append(f"scale {self.scale:.4g}")
+        return ", ".join(words)

@@ -130,9 +130,9 @@ class Softmax(Mixer):
         if spec.causal and not spec.windowed and padding is None:
             return attend(query, key, value, None, spec=spec, causal=True, dropout=dropout)
         mask = allowed_keys(spec, query.shape[2], key.shape[2], padding, query.device)
-        if mask is not None and spec.dead_rows == "mean":
-            hidden = torch.zeros((), dtype=query.dtype, device=query.device)
-            mask = torch.where(mask, hidden, torch.finfo(query.dtype).min)
+        if mask is not None and spec.dead_rows != "zero":
+            seen = torch.zeros((), dtype=query.dtype, device=query.device)
+            mask = torch.where(mask, seen, torch.finfo(query.dtype).min if spec.dead_rows == "mean" else -1e4)
         return attend(query, key, value, mask, spec=spec, dropout=dropout)
 
     def reference(
@@ -162,6 +162,8 @@ class Softmax(Mixer):
                 elif not seen and spec.dead_rows == "mean":
                     rows.append(value[b].mean(1))
                     continue
+                elif not seen and spec.dead_rows == "all":
+                    seen = list(range(S))
                 scores = spec.scale * (key[b, :, seen] @ query[b, :, t, :, None])[..., 0]
                 if spec.softcap is not None:
                     scores = spec.softcap * torch.tanh(scores / spec.softcap)

@@ -1,0 +1,133 @@
+"""Toeplitz matrix times values in n log n: circulant embedding and FFT (Qin et al., 2023, section 3.1).
+
+Coefficients are (H, E, offsets) or (H, 1, offsets): one sequence per head and channel, or one per head. The offset
+of query i and key j is i - j. A causal operator has the offsets 0..T-1 in this order, any other -(T-1)..T-1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from remixer.mixers.eager import plain_inference
+
+
+def toeplitz_matrix(coefficients: Tensor, T: int, causal: bool) -> Tensor:
+    """The dense matrix M with M[..., i, j] = t_{i-j}, and 0 for j > i if causal.
+
+    Args:
+        coefficients: (..., offsets).
+        T: number of rows and columns.
+        causal: see the module.
+
+    Returns:
+        (..., T, T).
+    """
+    index = torch.arange(T, device=coefficients.device)
+    offset = index[:, None] - index
+    matrix = coefficients[..., offset.clamp(min=0) if causal else offset + T - 1]
+    return matrix.masked_fill(offset < 0, 0.0) if causal else matrix
+
+
+def toeplitz_reference(coefficients: Tensor, values: Tensor, causal: bool) -> Tensor:
+    """`toeplitz_product` in its obvious form: a dense matrix per head and channel, times the values."""
+    groups = coefficients.shape[0] // values.shape[1]
+    values = values.repeat_interleave(groups, 1)
+    matrix = toeplitz_matrix(coefficients, values.shape[2], causal)
+    return (matrix @ values.transpose(-1, -2)[..., None])[..., 0].transpose(-1, -2)
+
+
+def toeplitz_product(coefficients: Tensor, values: Tensor, causal: bool) -> Tensor:
+    """y_i = sum over j of t_{i-j} v_j, in float32, or in float64 if either operand is.
+
+    Args:
+        coefficients: (H, E or 1, offsets), see the module.
+        values: (B, G, T, E); query head h convolves value head h // (H / G).
+        causal: see the module.
+
+    Returns:
+        (B, H, T, E).
+    """
+    T = values.shape[2]
+    dtype = torch.promote_types(torch.promote_types(coefficients.dtype, values.dtype), torch.float32)
+    length = transform_length(T)
+    return convolve(spectrum_of(coefficients.to(dtype), T, length, causal), values.to(dtype), length)
+
+
+def transform_length(T: int) -> int:
+    """A length of FFT in which T values and their offsets don't wrap around: the next power of two.
+
+    In a graph 2T, the length that can be written without knowing T.
+    """
+    if torch.compiler.is_compiling():
+        return 2 * T
+    return 1 << max(1, (2 * T - 2).bit_length())
+
+
+def spectrum_of(coefficients: Tensor, T: int, length: int, causal: bool) -> Tensor:
+    """The FFT of the circulant matrix whose first T rows and columns are the Toeplitz matrix.
+
+    Args:
+        coefficients: (H, E or 1, offsets) for T tokens.
+        T: number of tokens.
+        length: of the transform, 2T - 1 at least.
+        causal: see the module.
+
+    Returns:
+        (H, E or 1, length // 2 + 1), complex.
+    """
+    if causal:
+        return torch.fft.rfft(coefficients, length)
+    past, future = coefficients[..., T - 1 :], coefficients[..., : T - 1]
+    unused = coefficients.new_zeros(*coefficients.shape[:-1], length - 2 * T + 1)
+    return torch.fft.rfft(torch.cat([past, unused, future], -1), length)
+
+
+def convolve(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None = None) -> Tensor:
+    """The Toeplitz product, given the spectrum of the coefficients.
+
+    Args:
+        spectrum: (H, E or 1, length // 2 + 1), complex.
+        values: (B, G, T, E or 1), real, of the spectrum's precision.
+        length: of the transform.
+        scale: (H, E or 1, T), factor on the rows, or None.
+
+    Returns:
+        (B, H, T, E).
+    """
+    if plain_inference(spectrum, values):
+        return _convolve_in_cache(spectrum, values, length, scale)
+    (B, G, T, E), H = values.shape, spectrum.shape[0]
+    transformed = torch.fft.rfft(values.transpose(-1, -2), length)
+    product = transformed[:, :, None] * spectrum.unflatten(0, (G, H // G))  # no second FFT for a shared value head
+    mixed = torch.fft.irfft(product.flatten(1, 2), length)[..., :T]
+    if scale is not None:
+        mixed = mixed * scale
+    return mixed.transpose(-1, -2)
+
+
+def _convolve_in_cache(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None) -> Tensor:
+    """A few sequences at a time: their transforms stay in cache, which halves the time of long sequences."""
+    (B, G, T, E), H = values.shape, spectrum.shape[0]
+    groups, channels = H // G, max(E, spectrum.shape[1])
+    # About 128 sequences occupy all cores; short ones take more to outweigh the calls, long ones fewer to fit.
+    sequences = max(1, min(max(128, 2**18 // length), 2**22 // length))
+    samples = max(1, min(B, sequences // (channels * groups)))
+    heads = max(1, min(G, sequences // (channels * groups * samples)))
+    out = values.new_empty(B, H, T, channels)
+    for b in range(0, B, samples):
+        for g in range(0, G, heads):
+            readers = slice(g * groups, min(g + heads, G) * groups)
+            some = values[b : b + samples, g : g + heads].transpose(-1, -2)
+            padded = values.new_zeros(*some.shape[:-1], length)
+            padded[..., :T] = some
+            product = torch.fft.rfft(padded)[:, :, None] * spectrum[readers].unflatten(0, (-1, groups))
+            mixed = torch.fft.irfft(product.flatten(1, 2), length)[..., :T]
+            # Rows a power of two apart would evict each other from cache while they are transposed.
+            staged = values.new_empty(*mixed.shape[:-1], T + 16)[..., :T]
+            if scale is None:
+                staged.copy_(mixed)
+            else:
+                torch.mul(mixed, scale[readers], out=staged)
+            out[b : b + samples, readers] = staged.transpose(-1, -2)
+    return out

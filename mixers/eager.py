@@ -1,0 +1,22 @@
+"""Where a mixer may take the shortcuts of plain inference on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def plain_inference(*tensors: Tensor) -> bool:
+    """Whether these are ordinary CPU tensors that nobody differentiates, traces, exports or maps over.
+
+    Only then do mixers loop over heads so that what lies between stays in cache, write in place and keep
+    results: a graph would be unrolled by the loops, and autograd has to keep every intermediate anyway.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return all(
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.device.type == "cpu"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        for tensor in tensors
+    )

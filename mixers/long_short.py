@@ -1,0 +1,199 @@
+"""Long-Short token mixing (Zhu et al., 2021, "Long-Short Transformer", equation 5): window plus summaries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
+from remixer.mixers.eager import plain_inference
+from remixer.mixers.far_field import FarField
+from remixer.mixers.joint_attention import hidden_score, joint_attention, joint_attention_in_cache
+from remixer.mixers.long_short_reference import long_short_reference
+from remixer.mixers.registry import register
+from remixer.mixers.softmax import allowed_keys, attend
+from remixer.mixers.spec import AttentionSpec
+from remixer.mixers.windows import Tiling
+
+
+@dataclass(frozen=True)
+class LongShort(MixerConfig):
+    """Replace an attention by one softmax over a window of tokens, the first tokens, and summaries of the rest.
+
+    Attributes:
+        window: how many tokens one sees. Causal: the last ones, itself included. Bidirectional: the segment of
+            this length that it is in, and half as many to either side.
+        rank: how many summaries; of the whole sequence, or of every segment if causal. None is 32, or 1 if
+            causal; 0 is none.
+        segment: how many tokens one causal summary stands for.
+        sinks: the first so many tokens that exist are seen by all.
+        memory: how many segments before the window a causal token sees, or None for all of them, which makes
+            the mixer quadratic again, with a small factor.
+        dual_norm: LayerNorms on keys and values, one for tokens and one for summaries: over all heads together
+            as in the "paper", "per_head", or "none", which suits a pretrained attention.
+        project_from: what the summaries' weights are read from: the "key" of the head, or the hidden state
+            ("source") as in the paper.
+        counted: a summary weighs as many tokens as it stands for, those left out that the query sees anyway, times
+            a learned factor per head. False is the published form.
+    """
+
+    window: int = 128
+    rank: int | None = None
+    segment: int = 16
+    sinks: int = 4
+    memory: int | None = 64
+    dual_norm: Literal["none", "paper", "per_head"] = "none"
+    project_from: Literal["key", "source"] = "key"
+    counted: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("window", "segment"):
+            self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        self.require(self.sinks >= 0, f"sinks can't be negative, got {self.sinks}")
+        self.require(self.rank is None or self.rank >= 0, f"rank can't be negative, got {self.rank}")
+        self.require(self.memory is None or self.memory >= 1, f"memory must be at least 1 or None, got {self.memory}")
+        norms, operands = ("none", "paper", "per_head"), ("key", "source")
+        self.require(
+            self.dual_norm in norms, f"dual_norm must be one of {', '.join(norms)}, got {self.dual_norm!r}"
+        )
+        self.require(
+            self.project_from in operands,
+            f"project_from must be one of {', '.join(operands)}, got {self.project_from!r}",
+        )
+
+
+@register("long_short")
+class LongShortMixer(Mixer):
+    """softmax over [summaries; sinks; window] of every query, in linear time and memory."""
+
+    Config = LongShort
+    config: LongShort
+
+    def __init__(self, spec: AttentionSpec, config: LongShort | None = None) -> None:
+        config = config or LongShort()
+        super().__init__(spec, config)
+        # A pretrained window hid everything beyond it, which neither summaries nor sinks may show.
+        self.rank = 0 if spec.windowed else config.rank if config.rank is not None else 1 if spec.causal else 32
+        self.sinks = 0 if spec.windowed else config.sinks
+        self.pooling: nn.Parameter | None = None
+        self.summary_bias: nn.Parameter | None = None
+        if self.rank:
+            if config.project_from == "source":
+                self.operands = ("query", "key", "value", "padding", "source")
+            read = spec.head_dim if config.project_from == "key" else spec.source_dim
+            assert read is not None
+            # Nearly uniform weights, yet no two summaries the same.
+            self.pooling = nn.Parameter(torch.empty(spec.kv_heads, read, self.rank).normal_(std=0.02))
+            if config.counted:
+                self.summary_bias = nn.Parameter(torch.zeros(spec.heads))
+        self.window_norm: nn.LayerNorm | None = None
+        self.summary_norm: nn.LayerNorm | None = None
+        if config.dual_norm != "none":
+            size = spec.head_dim * (spec.kv_heads if config.dual_norm == "paper" else 1)
+            self.window_norm = nn.LayerNorm(size)
+            self.summary_norm = nn.LayerNorm(size) if self.rank else None
+
+    @classmethod
+    def supports(cls, spec: AttentionSpec, config: LongShort) -> Unsupported | None:
+        """Self-attention without a bias, of any window and softcap."""
+        if spec.cross:
+            return Unsupported("'long_short' needs as many queries as keys, this is cross-attention")
+        if spec.bias != "none":
+            article = "an" if spec.bias == "offset" else "a"
+            return Unsupported(f"'long_short' can't carry {article} {spec.bias} bias over to a window")
+        if config.project_from == "source" and config.rank != 0 and not spec.windowed and spec.source_dim is None:
+            return Unsupported("its keys aren't read from one hidden state, which project_from='source' asks for")
+        if config.dual_norm != "none" and spec.head_dim != spec.value_dim:
+            sizes = f"{spec.head_dim} and {spec.value_dim}"
+            return Unsupported(f"dual_norm shares one LayerNorm between keys and values, which have sizes {sizes}")
+        return None
+
+    @property
+    def order(self) -> Order:
+        """Linear, unless all segments before the window stay visible."""
+        return "n^2" if self.spec.causal and self.rank and self.config.memory is None else "n"
+
+    def forward(
+        self,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> Tensor:
+        """See Mixer.forward. A query that sees nothing gives 0."""
+        assert query is not None and key is not None and value is not None
+        spec, config, T = self.spec, self.config, query.shape[2]
+        dropout = spec.dropout if self.training else 0.0
+        if padding is not None and plain_inference(padding) and bool(padding.all()):
+            padding = None
+        near_key, near_value = self._normed(self.window_norm, key), self._normed(self.window_norm, value)
+        whole = config.window >= T
+        if whole and (spec.causal or config.counted or not self.rank):
+            # Nothing is left for summaries to stand for: this is the attention itself.
+            plain = spec.causal and not spec.windowed and padding is None
+            mask = None if plain else allowed_keys(spec, T, T, padding, query.device)
+            return attend(query, near_key, near_value, mask, spec=spec, causal=plain, dropout=dropout)
+        exist = query.new_ones(1, T, dtype=torch.bool) if padding is None else padding
+        # The first segment comes into sight at T = window + segment.
+        rank = 0 if spec.causal and config.window + config.segment > T else self.rank
+        sight = Sight.of(spec, config, exist, self.sinks, rank)
+        keys, values = Seen(near_key, sight.gather_sinks(near_key)), Seen(near_value, sight.gather_sinks(near_value))
+        if rank and self.pooling is not None:
+            reads = key if source is None or config.project_from == "key" else source[:, None]
+            segment = config.segment if spec.causal else None
+            far_key, far_value = pool(self.pooling, reads, key, value, padding, segment)
+            keys = keys._replace(far=self._normed(self.summary_norm, far_key))
+            values = values._replace(far=self._normed(self.summary_norm, far_value))
+        if dropout == 0.0 and plain_inference(query, key, value):
+            return self._in_cache(query, keys, values, sight, masked=padding is not None)
+        return self._at_once(query, keys, values, sight, masked=padding is not None, dropout=dropout)
+
+    def _at_once(
+        self, query: Tensor, keys: Seen, values: Seen, sight: Sight, *, masked: bool, dropout: float
+    ) -> Tensor:
+        """All tiles and heads in one attention: what a graph records and autograd differentiates."""
+        B, T = query.shape[0], query.shape[2]
+        tiles = sight.tiling.count(T)
+        base = sight.bias(0, tiles, B, query.dtype)
+        added = self._added(base.shape[-1], query.dtype)
+        mixed = joint_attention(
+            sight.tiling.queries(query, 0, tiles),
+            sight.columns(*keys, 0, tiles),
+            sight.columns(*values, 0, tiles),
+            base if added is None or not sight.rank else base + added,
+            self.spec,
+            dropout,
+        )
+        return sight.tiling.tokens(_alive(mixed, base) if masked else mixed, B, T)
+
+    def _in_cache(self, query: Tensor, keys: Seen, values: Seen, sight: Sight, *, masked: bool) -> Tensor:
+        """A run of tiles and the readers of one key/value head at a time, so that their scores stay in cache."""
+        spec, tiling, dtype = self.spec, sight.tiling, torch.promote_types(query.dtype, torch.float32)
+        B, T, tiles = query.shape[0], query.shape[2], sight.tiling.count(query.shape[2])
+        run = max(1, SCORES_IN_CACHE // (B * spec.groups * tiling.length * sight.width(T)))
+        out = values.near.new_empty(B, T, spec.heads, spec.value_dim).transpose(1, 2)
+        for first in range(0, tiles, run):
+            stop = min(first + run, tiles)
+            base = sight.bias(first, stop, B, dtype)
+            added = self._added(base.shape[-1], dtype) if sight.rank else None
+            start, end = first * tiling.length, min(stop * tiling.length, T)
+            for g in range(spec.kv_heads):
+                readers = slice(g * spec.groups, (g + 1) * spec.groups)
+                key, value = (sight.columns(*x.head(g), first, stop)[:, 0].to(dtype) for x in (keys, values))
+                rows = tiling.queries(query[:, readers], first, stop).to(dtype)
+                mixed = joint_attention_in_cache(
+                    rows, key, value, base, None if added is None else added[readers], spec
+                )
+                out[:, readers, start:end] = tiling.tokens(_alive(mixed, base) if masked else mixed, B, end - start)
+        return out
+
+    def _added(self, columns: int, dtype: torch.dtype) -> Tensor | None:
+        """(H, 1, columns), the learned bias of every head on its summaries."""
+        if self.summary_bias is None:
+            return None

@@ -1,0 +1,111 @@
+"""The Long-Short mixer in its slow, obvious form: one query at a time over the list of what it sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from remixer.mixers.spec import AttentionSpec
+
+
+def long_short_reference(
+    spec: AttentionSpec,
+    config: Any,
+    parameters: Mapping[str, Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    padding: Tensor | None,
+    source: Tensor | None,
+) -> Tensor:
+    """softmax([summaries; sinks; window]) of every query.
+
+    Args:
+        spec: of the attention that is replaced.
+        config: a LongShort config.
+        parameters: of the mixer, by name.
+        query: (B, H, T, D).
+        key: (B, G, T, D).
+        value: (B, G, T, E).
+        padding: (B, T) bool, True where a key exists, or None.
+        source: (B, T, C), where the summaries are projected from it.
+
+    Returns:
+        (B, H, T, E).
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    weights = {name: each.to(dtype) for name, each in parameters.items()}
+    q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
+    B, H, T, _ = q.shape
+    rank = config.rank if config.rank is not None else 1 if spec.causal else 32
+    rows = []
+    for b in range(B):
+        kept = [s for s in range(T) if padding is None or bool(padding[b, s])]
+        reads = k[b] if config.project_from == "key" else None if source is None else source[b].to(dtype)[None]
+        near_k, near_v = (_normed("window_norm", x[b], config, weights) for x in (k, v))
+        segments = []  # each: positions that it stands for, (G, rank, D), (G, rank, E)
+        if rank and not spec.windowed and reads is not None:
+            size = config.segment if spec.causal else T
+            for first in range(0, T - size + 1, size):
+                members = [s for s in kept if first <= s < first + size]
+                if members:
+                    P = torch.softmax(reads[:, members] @ weights["pooling"], 1)  # (G, members, rank)
+                    far = (P.transpose(1, 2) @ x[b, :, members] for x in (k, v))
+                    far_k, far_v = (_normed("summary_norm", x, config, weights) for x in far)
+                    segments.append((first, members, far_k, far_v))
+        for t in range(T):
+            window = [s for s in kept if _in_window(t, s, spec, config)]
+            sinks = [] if spec.windowed else kept[: config.sinks]
+            sinks = [s for s in sinks if s not in window and not (spec.causal and s > t)]
+            tokens = sinks + window
+            ks, vs = [near_k[:, tokens]], [near_v[:, tokens]]
+            plus = [torch.zeros(H, len(tokens), dtype=dtype)]
+            visible = segments
+            if spec.causal:
+                before = t - config.window + 1
+                ends = [s for s in segments if s[0] + config.segment <= before]
+                oldest = 0 if config.memory is None else before // config.segment - config.memory
+                visible = [s for s in ends if s[0] // config.segment >= oldest]
+            for _, members, far_k, far_v in visible:
+                stands_for = len(members) if spec.causal else len(set(members) - set(tokens))
+                if config.counted and stands_for == 0:
+                    continue
+                count = math.log(stands_for / rank) + weights["summary_bias"] if config.counted else torch.zeros(H)
+                ks.append(far_k)
+                vs.append(far_v)
+                plus.append(count.to(dtype)[:, None].expand(H, rank))
+            seen_k, seen_v = (torch.cat(x, 1).repeat_interleave(spec.groups, 0) for x in (ks, vs))
+            scores = spec.scale * (seen_k @ q[b, :, t, :, None])[..., 0]
+            if spec.softcap is not None:
+                scores = spec.softcap * torch.tanh(scores / spec.softcap)
+            P = torch.softmax(scores + torch.cat(plus, 1), -1)
+            rows.append((P[..., None] * seen_v).sum(1))
+    return torch.stack(rows).view(B, T, H, -1).transpose(1, 2).to(value.dtype)
+
+
+def _in_window(t: int, s: int, spec: AttentionSpec, config: Any) -> bool:
+    """Whether query t sees key s exactly."""
+    left, right = spec.window
+    if (left is not None and s < t - left) or (right is not None and s > t + right):
+        return False
+    if spec.causal:
+        return t - config.window < s <= t
+    first = t // config.window * config.window
+    half = config.window // 2
+    return first - half <= s < first + config.window + half
+
+
+def _normed(name: str, x: Tensor, config: Any, weights: Mapping[str, Tensor]) -> Tensor:
+    """(G, n, D), each token normalised over all heads together or over each alone."""
+    if config.dual_norm == "none":
+        return x
+    G, n, D = x.shape
+    flat = x.transpose(0, 1).reshape(n, 1, G * D) if config.dual_norm == "paper" else x.transpose(0, 1)
+    centred = flat - flat.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    scaled = normed * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return scaled.reshape(n, G, D).transpose(0, 1)

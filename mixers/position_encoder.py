@@ -1,0 +1,61 @@
+"""The relative position encoder of TNN (Qin et al., 2023, section 3.2): an MLP from an offset to coefficients."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def simple_rms_norm(hidden: Tensor) -> Tensor:
+    """x / (|x| / sqrt(d) + 1e-8) over the last dimension: an RMSNorm without a learned scale."""
+    size = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True) * hidden.shape[-1] ** -0.5
+    return hidden / (size + 1e-8)
+
+
+class PositionEncoder(nn.Module):
+    """Linear(1 -> r), then `layers` times Linear(r -> r)(relu(norm(h))), then Linear(r -> out)(relu(norm(h))).
+
+    Everything is evaluated in float32 at least, whatever the parameters' dtype: bfloat16 tells only 384 of the
+    first 511 offsets apart.
+
+    Args:
+        width: r, size of the hidden layers.
+        layers: how many hidden layers stand between the first and the last.
+        out: number of coefficients of one offset.
+    """
+
+    def __init__(self, width: int, layers: int, out: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(1, width)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.last = nn.Linear(width, out)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the encoder is evaluated in: float32, or float64 where its parameters are."""
+        return torch.promote_types(self.first.weight.dtype, torch.float32)
+
+    def forward(self, offsets: Tensor) -> Tensor:
+        """The coefficients of some offsets.
+
+        Args:
+            offsets: (n,), whole numbers, not scaled.
+
+        Returns:
+            (n, out) in `dtype`.
+        """
+        device = offsets.device.type
+        # Entered only where there is something to switch off, so that exported graphs stay free of it.
+        autocast = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
+            hidden = self._linear(self.first, offsets.to(self.dtype)[:, None])
+            for layer in (*self.hidden, self.last):
+                assert isinstance(layer, nn.Linear)
+                hidden = self._linear(layer, F.relu(simple_rms_norm(hidden)))
+            return hidden
+
+    def _linear(self, layer: nn.Linear, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, layer.weight.to(self.dtype), layer.bias.to(self.dtype))

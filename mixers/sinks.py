@@ -1,0 +1,27 @@
+"""The first tokens of a sequence, which a pretrained decoder leans on (Xiao et al., 2024, "attention sinks")."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def first_existing(exist: Tensor, sinks: int) -> tuple[Tensor, Tensor]:
+    """Where the first tokens stand that exist, in every sample for itself.
+
+    Args:
+        exist: (B, T) bool.
+        sinks: how many to find.
+
+    Returns:
+        (B, sinks) positions, and bool: whether there are that many.
+    """
+    nth = torch.arange(1, sinks + 1, device=exist.device).repeat(exist.shape[0], 1)
+    position = torch.searchsorted(exist.long().cumsum(1), nth)
+    return position.clamp(max=exist.shape[1] - 1), position < exist.shape[1]
+
+
+def gather_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
+    """(B, G, T, D) at (B or 1, n) positions: (B, G, n, D)."""
+    B, G, _, D = tokens.shape
+    return tokens.gather(2, positions[:, None, :, None].expand(B, G, -1, D))

@@ -1,0 +1,55 @@
+"""Dynamic projection: many tokens' keys and values pooled into a few (Zhu et al., 2021, equation 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pool(
+    pooling: Tensor, reads: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, segment: int | None
+) -> tuple[Tensor, Tensor]:
+    """P^T K and P^T V with P = softmax over the tokens of (reads W_P).
+
+    Args:
+        pooling: W_P, (G, D or C, rank).
+        reads: (B, G or 1, S, D or C), what the projection reads.
+        key: (B, G, S, D).
+        value: (B, G, S, E).
+        padding: (B, S) bool, True where a key exists, or None. Of a segment without any, the summary is 0.
+        segment: pool every so many tokens by themselves, what is left over not at all; None: all tokens together.
+
+    Returns:
+        (B, G, J, D) and (B, G, J, E), J = rank, or segments * rank with the segment leading.
+    """
+    logits = pooling.transpose(1, 2) @ reads.transpose(2, 3)  # (B, G, rank, S)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    S = key.shape[2]
+    size = S if segment is None else segment
+    count = 1 if segment is None else S // size
+    whole = count * size
+    logits = logits[..., :whole].unflatten(3, (count, size))
+    if padding is not None:
+        exist = padding[:, None, None, :whole].unflatten(3, (count, size))
+        P = torch.softmax(logits.masked_fill(~exist, torch.finfo(logits.dtype).min), -1) * exist
+    else:
+        P = torch.softmax(logits, -1)
+    P = P.to(key.dtype).transpose(2, 3)  # (B, G, segments, rank, size)
+    far_key = (P @ key[:, :, :whole].unflatten(2, (count, size))).flatten(2, 3)
+    far_value = (P @ value[:, :, :whole].unflatten(2, (count, size))).flatten(2, 3)
+    return far_key, far_value
+
+
+def log_share(count: Tensor, rank: int, counted: bool, hidden: float, dtype: torch.dtype) -> Tensor:
+    """What is added to a summary's score: log(count / rank) if counted, else 0; hidden where there are no tokens.
+
+    Args:
+        count: how many tokens stand behind `rank` summaries.
+        rank: how many summaries share them.
+        counted: whether a summary weighs as many tokens as it stands for.
+        hidden: the score of what isn't there.
+        dtype: of the result; the logarithm is taken in float32 at least.
+    """
+    share = count.clamp(min=1).to(torch.promote_types(dtype, torch.float32)) / rank
+    scores = share.log() if counted else torch.zeros_like(share)
+    return torch.where(count > 0, scores, hidden).to(dtype)

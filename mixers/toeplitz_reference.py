@@ -1,0 +1,66 @@
+"""The Toeplitz mixer in its slow, obvious form: a dense matrix P per head and channel, times the values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from remixer.mixers.convolution import toeplitz_matrix
+from remixer.mixers.spec import AttentionSpec
+
+
+def toeplitz_mixer_reference(
+    spec: AttentionSpec,
+    config: Any,
+    parameters: Mapping[str, Tensor],
+    query: Tensor | None,
+    value: Tensor,
+    padding: Tensor | None,
+) -> Tensor:
+    """P v, gated.
+
+    Args:
+        spec: of the attention that is replaced.
+        config: a Toeplitz config.
+        parameters: of the mixer, by name, in float32 at least.
+        query: (B, H, T, D), where the gate reads it.
+        value: (B, G, T, E).
+        padding: (B, T) bool, True where a key exists, or None.
+
+    Returns:
+        (B, H, T, E).
+    """
+    B, _, T, E = value.shape
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    wide = value.repeat_interleave(spec.groups, 1).to(dtype)
+    exist = torch.ones(B, T, dtype=torch.bool) if padding is None else padding
+    offsets = range(0 if spec.causal else 1 - T, T)
+    sequence = [_coefficient(k, spec, config, parameters) for k in offsets]
+    coefficients = torch.stack(sequence, -1).unflatten(0, (spec.heads, -1)).to(dtype)
+    P = toeplitz_matrix(coefficients, T, spec.causal) * exist[:, None, None, None]  # (B, H, E or 1, T, T)
+    if config.normalise:
+        itself = coefficients[..., 0 if spec.causal else T - 1]
+        P = P / torch.maximum(P.sum(-1), itself[..., None])[..., None]
+    mixed = torch.einsum("bheij,bhje->bhie", P.expand(-1, -1, E, -1, -1), wide * exist[:, None, :, None])
+    if config.gate != "none":
+        operand = query.to(dtype) if config.gate == "query" and query is not None else wide * exist[:, None, :, None]
+        reads = torch.einsum("bhti,hie->bhte", operand, parameters["gate.weight"].to(dtype))
+        mixed = mixed * 2.0 * torch.sigmoid(reads + parameters["gate.bias"].to(dtype))
+    return mixed.to(value.dtype)
+
+
+def _coefficient(k: int, spec: AttentionSpec, config: Any, parameters: Mapping[str, Tensor]) -> Tensor:
+    """(H * E or H,), the coefficient of offset k = i - j of every head and channel."""
+    left, right = spec.window
+    hidden = parameters["encoder.first.weight"][:, 0] * float(k) + parameters["encoder.first.bias"]
+    layers = [f"encoder.hidden.{layer}" for layer in range(config.rpe_layers)]
+    for layer in [*layers, "encoder.last"]:
+        normed = hidden / (hidden.square().mean().sqrt() + 1e-8)
+        hidden = parameters[f"{layer}.weight"] @ normed.clamp(min=0.0) + parameters[f"{layer}.bias"]
+    if (left is not None and k > left) or (right is not None and -k > right):
+        return hidden * 0.0
+    decayed = 1.0 if config.decay is None else config.decay ** abs(k)
+    return (hidden.exp() if config.normalise else hidden) * decayed

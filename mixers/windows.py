@@ -1,0 +1,61 @@
+"""Queries in tiles, and the run of keys that each tile sees (Zhu et al., 2021, section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tile i holds the queries from i * length on; its keys reach `before` and `after` tokens beyond them.
+
+    All methods take tiles first..stop-1 of a sequence of T tokens, and fold them into the batch: sample b's tile
+    i lies at b * (stop - first) + i - first. What lies outside of the sequence is zero.
+    """
+
+    length: int
+    before: int
+    after: int
+
+    @property
+    def span(self) -> int:
+        """How many keys a tile sees."""
+        return self.before + self.length + self.after
+
+    def count(self, T: int) -> int:
+        """How many tiles hold T queries."""
+        return -(-T // self.length)
+
+    def queries(self, tokens: Tensor, first: int, stop: int) -> Tensor:
+        """(B, H, T, D) to (B * tiles, H, length, D)."""
+        run = F.pad(tokens, (0, 0, -first * self.length, stop * self.length - tokens.shape[2]))
+        return run.unflatten(2, (stop - first, self.length)).transpose(1, 2).flatten(0, 1)
+
+    def keys(self, tokens: Tensor, first: int, stop: int) -> Tensor:
+        """(B, G, T, D) to (B * tiles, G, span, D)."""
+        around = (self.before - first * self.length, stop * self.length + self.after - tokens.shape[2])
+        run = F.pad(tokens, (0, 0, *around)).unfold(2, self.span, self.length)
+        return run.permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+    def exist(self, padding: Tensor, first: int, stop: int) -> Tensor:
+        """(B, T) bool to (B, tiles, span): which keys of a tile are there."""
+        around = (self.before - first * self.length, stop * self.length + self.after - padding.shape[1])
+        return F.pad(padding, around, value=False).unfold(1, self.span, self.length)
+
+    def tokens(self, mixed: Tensor, B: int, T: int) -> Tensor:
+        """(B * tiles, H, length, E) back to (B, H, T, E); T counts the tokens of these tiles."""
+        return mixed.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)[:, :, :T]
+
+    def positions(self, first: int, stop: int, device: torch.device) -> Tensor:
+        """(tiles, length), the place of every query in the sequence."""
+        tiles = torch.arange(first, stop, device=device)
+        return tiles[:, None] * self.length + torch.arange(self.length, device=device)
+
+    def ahead(self, device: torch.device) -> Tensor:
+        """(length, span), by how many tokens a key precedes a query: the same in every tile."""
+        query = torch.arange(self.length, device=device)[:, None]
+        return query + self.before - torch.arange(self.span, device=device)

@@ -1,0 +1,13 @@
+"""What can go wrong when a program is rewritten."""
+
+
+class PreconditionError(ValueError):
+    """A pass was given a program that it can't work on."""
+
+
+class SelectionError(LookupError):
+    """A pattern of site names selects nothing."""
+
+
+class UnsupportedAttentionError(ValueError):
+    """An attention that was chosen can't take the mixer that was asked for."""

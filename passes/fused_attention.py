@@ -1,0 +1,80 @@
+"""Rule: attention written as `scaled_dot_product_attention`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from remixer.mixers import AttentionSpec
+from remixer.passes.operands import grouped, heads_of, hidden_state, ungrouped
+from remixer.passes.raise_attention import Reading, attention_dropout, raised
+from remixer.rewrite.editor import Editor
+from remixer.rewrite.match import Match, Miss, arguments
+from remixer.rewrite.pattern import Pattern, Recorder
+from remixer.rewrite.program import shape_of
+from remixer.rewrite.rule import Rule
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class FusedAttention(Rule):
+    """`scaled_dot_product_attention(query, key, value, mask, dropout, is_causal, scale, enable_gqa)`."""
+
+    anchor = "attention"
+
+    def pattern(self, p: Recorder) -> Pattern:
+        """See Rule.pattern."""
+        return p.call(
+            aten.scaled_dot_product_attention.default,
+            p.tensor("query"),
+            grouped(p, "key"),
+            grouped(p, "value"),
+            rest=True,
+            name="attention",
+        )
+
+    def check(self, match: Match) -> Any:
+        """See Rule.check."""
+        node = match.root
+        given = arguments(node)
+        query, key, value = match["query"], ungrouped(match, "key"), ungrouped(match, "value")
+        for name, operand in (("query", query), ("key", key), ("value", value)):
+            if len(shape_of(operand) or ()) != 4:
+                return Miss(f"{name} has shape {shape_of(operand)}, expected (B, H, T, D)", operand)
+        heads, kv_heads = heads_of(query), heads_of(key)
+        if isinstance(heads, Miss):
+            return heads
+        if isinstance(kv_heads, Miss):
+            return kv_heads
+        if heads_of(value) != kv_heads or heads % kv_heads:
+            return Miss(f"{heads} query heads on {kv_heads} key and {heads_of(value)} value heads", node)
+        (_, _, T, D), (_, _, S, _), (_, _, _, E) = shape_of(query), shape_of(key), shape_of(value)  # type: ignore[misc]
+        if given["is_causal"] and T != S:
+            return Miss(f"causal with {T} queries and {S} keys: which keys a query sees depends on the backend", node)
+        dropout = attention_dropout(match, given["dropout_p"])
+        source = hidden_state(key)
+        spec = AttentionSpec(
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=int(D),
+            value_dim=int(E),
+            scale=float(given["scale"]) if given["scale"] is not None else 1.0 / math.sqrt(int(D)),
+            causal=bool(given["is_causal"]),
+            bias="none" if given["attn_mask"] is None else "dense",
+            dropout=dropout,
+            cross=T != S,
+            source_dim=int(shape_of(source)[2]) if source is not None else None,  # type: ignore[index]
+            dtype=query.meta["val"].dtype,
+        )
+        return Reading(match, spec, query, key, value, given["attn_mask"])
+
+    def rewrite(self, found: Reading, editor: Editor) -> fx.Node:
+        """See Rule.rewrite."""
+        cuts = {"query": found.query, "key": found.key, "value": found.value}
+        assert found.key is not None
+        return raised(found, editor, self.name, found.query, found.key, found.value, found.mask, cuts)

@@ -1,0 +1,124 @@
+"""Reading an attention's operands at the edges of its two products: layouts, grouped heads, projections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from remixer.rewrite.editor import Editor
+from remixer.rewrite.match import Match, Miss
+from remixer.rewrite.pattern import Pattern, Recorder
+from remixer.rewrite.program import shape_of
+
+aten = torch.ops.aten
+
+_RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
+_COPIES = (aten.contiguous.default, aten.clone.default)
+
+
+def grouped(p: Recorder, name: str) -> Pattern:
+    """A key or value, (B, H, S, D), that may be (B, G, S, D) repeated for the query heads of each group.
+
+    The match has `name` for what is repeated and `name_whole` for the result; `ungrouped` decides between them.
+    """
+    one = p.tensor(name)
+    stretched = p.call(
+        aten.expand.default, p.call(aten.unsqueeze.default, one, 2, shared=True), p.any(""), rest=True, shared=True
+    )
+    copied = p.through(stretched, [p.step(_COPIES)], f"{name}_copies")
+    repeated = p.call(_RESHAPES, copied, p.any(""), shared=True)
+    interleaved = p.call(aten.repeat_interleave.self_int, one, p.constant(""), 1, rest=True, shared=True)
+    return p.either(f"{name}_whole", repeated=repeated, interleaved=interleaved, plain=one)
+
+
+def ungrouped(match: Match, name: str) -> fx.Node:
+    """The key or value with each head once, where the shapes prove that the rest is repetition."""
+    whole, one = match[f"{name}_whole"], match[name]
+    if match.tag(f"{name}_whole") == "plain":
+        return whole
+    outer, inner = shape_of(whole), shape_of(one)
+    repeats = (
+        outer is not None
+        and inner is not None
+        and len(outer) == len(inner) == 4
+        and (outer[0], outer[2], outer[3]) == (inner[0], inner[2], inner[3])
+        and outer[1].is_Integer
+        and inner[1].is_Integer
+        and outer[1] % inner[1] == 0
+    )
+    return one if repeats else whole
+
+
+def transposed(p: Recorder, name: str) -> Pattern:
+    """A key of which the last two dimensions were exchanged; see `untransposed`."""
+    inner = p.call(aten.transpose.int, grouped(p, name), p.constant("dim0"), p.constant("dim1"), shared=True)
+    return p.either("layout", exchanged=inner, plain=p.tensor(""))
+
+
+def _exchanged(match: Match) -> bool:
+    if match.tag("layout") == "plain":
+        return False
+    rank = len(shape_of(match["key_whole"]) or ())
+    return {match["dim0"] % rank, match["dim1"] % rank} == {rank - 1, rank - 2}
+
+
+def key_cut(match: Match) -> fx.Node:
+    """The node that both forms of the key start from; heads stand in its second dimension either way."""
+    found: fx.Node = ungrouped(match, "key") if _exchanged(match) else match["layout"]
+    return found
+
+
+def untransposed(match: Match, editor: Editor) -> fx.Node:
+    """The key as (B, G, S, D), or (B', S, D): read through the exchange, or exchanged once more."""
+    key = key_cut(match)
+    return key if _exchanged(match) else editor.call(aten.transpose.int, key, -1, -2, before=match.root)
+
+
+def heads_of(node: fx.Node) -> int | Miss:
+    """H of a (B, H, T, D) or a (B * H, T, D) operand; the batch is what is symbolic, or fixed beside one head."""
+    shape = shape_of(node)
+    if shape is None or len(shape) not in (3, 4):
+        return Miss(f"{node.name} has shape {shape}, expected (B, H, T, D) or (B * H, T, D)", node)
+    if len(shape) == 4:
+        return int(shape[1]) if shape[1].is_Integer else Miss(f"the number of heads, {shape[1]}, is not fixed", node)
+    factor, symbols = sympy.sympify(shape[0]).as_coeff_Mul()
+    if not factor.is_Integer or not symbols.free_symbols:
+        return Miss(f"can't tell batch from heads in the first dimension, {shape[0]}", node)
+    return int(factor)
+
+
+def lifted(node: fx.Node, heads: int, editor: Editor, before: fx.Node) -> fx.Node:
+    """An operand as (B, H, T, D): one of three dimensions has its first split into batch and heads."""
+    if len(shape_of(node) or ()) == 4:
+        return node
+    return editor.call(aten.unflatten.int, node, 0, [-1, heads], before=before)
+
+
+def hidden_state(key: fx.Node) -> fx.Node | None:
+    """The (B, S, C) tensor that a key's projection reads, if there is one such.
+
+    Walks back from the key through everything that is not a projection (head splits, rotary embeddings, norms).
+    """
+    shape = shape_of(key)
+    found: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    stack = [key]
+    while stack:
+        node = stack.pop()
+        if node in seen or node.op != "call_function":
+            continue
+        seen.add(node)
+        if node.target is aten.linear.default:
+            found.add(node.args[0])  # type: ignore[arg-type]
+        else:
+            stack.extend(node.all_input_nodes)
+    if len(found) != 1 or shape is None:
+        return None
+    state = found.pop()
+    state_shape: Any = shape_of(state)
+    if state_shape is None or len(state_shape) != 3 or state_shape[1] != shape[-2]:
+        return None
+    return state if state_shape[0] == shape[0] and state_shape[2].is_Integer else None

@@ -1,0 +1,27 @@
+"""The standard pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from remixer.passes.base import Pipeline, Result
+from remixer.passes.canonicalise import Canonicalise
+from remixer.passes.classify_masks import ClassifyMasks
+from remixer.passes.prove_sites import ProveSites
+from remixer.passes.recognise_attention import RULES, RecogniseAttention
+from remixer.passes.select import Selection
+from remixer.passes.substitute import Substitute
+from remixer.passes.sweep import Sweep
+from remixer.rewrite.rule import Rule
+
+
+def recognition(rules: tuple[Rule, ...] = RULES, watch: Callable[[Result], None] | None = None) -> Pipeline:
+    """From a captured program to one in which every attention that was understood is a proven site."""
+    return Pipeline((Canonicalise(), RecogniseAttention(rules), ClassifyMasks(), ProveSites()), watch)
+
+
+def replacement(
+    selection: Selection, *, strict: bool = False, watch: Callable[[Result], None] | None = None
+) -> Pipeline:
+    """From proven sites to the rewritten program."""
+    return Pipeline((Substitute(selection, strict), Sweep()), watch)

@@ -1,0 +1,97 @@
+"""Pass: put the chosen mixers in the place of proven attentions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from remixer.mixers import Mixer, MixerConfig, mixer_of
+from remixer.passes.base import Pass
+from remixer.passes.errors import UnsupportedAttentionError
+from remixer.passes.operands import hidden_state
+from remixer.passes.prove_sites import revert
+from remixer.passes.select import Selection
+from remixer.passes.sites import Site, sites_of
+from remixer.rewrite.editor import Editor
+from remixer.rewrite.match import Miss
+from remixer.rewrite.program import Program
+
+
+@dataclass(frozen=True)
+class Substitute(Pass):
+    """Replace every selected site by its mixer, wired to the operands it names; the others go back.
+
+    Attributes:
+        selection: which site gets which config.
+        strict: raise where a selected site can't take its mixer, rather than keep it with the reason.
+    """
+
+    selection: Selection
+    strict: bool = False
+
+    def requires(self, program: Program) -> None:
+        """See Pass.requires. Raises before anything is changed.
+
+        Raises:
+            UnsupportedAttentionError: strict, and a site can't take its mixer.
+        """
+        if not self.strict:
+            return
+        for site in sites_of(program):
+            config = self.selection.config_for(site.name)
+            if config is not None and (reason := mixer_of(config).supports(site.spec, config)) is not None:
+                raise UnsupportedAttentionError(refusal(site, str(reason)))
+
+    def run(self, editor: Editor) -> None:
+        """See Pass.run."""
+        for site in sites_of(editor.program):
+            config = self.selection.config_for(site.name)
+            if config is None:
+                revert(editor, site)
+                continue
+            unsupported = mixer_of(config).supports(site.spec, config)
+            if unsupported is not None:
+                revert(editor, site)
+                editor.miss(Miss(f"{unsupported}{_why(site)}", site.node, "Substitute", site.name))
+                continue
+            with editor.rewriting(f"Substitute {config.name}", site.node, site.name):
+                _substitute(editor, site, config)
+
+
+def refusal(site: Site, reason: str) -> str:
+    """The sentence for a site that can't take a mixer: what, where, and what to do."""
+    return (
+        f"cannot replace attention at {site.name}: {reason}{_why(site)}. "
+        f'Leave it out with {{"{site.name}": None}}'
+    )
+
+
+def _why(site: Site) -> str:
+    return f" ({site.record.note})" if site.record.note else ""
+
+
+def _substitute(editor: Editor, site: Site, config: MixerConfig) -> None:
+    mixer = mixer_of(config).from_attention(site.spec, config).eval()
+    _fit_in(mixer, site)
+    operands = {name: site.node.kwargs[name] for name in mixer.operands if name in site.node.kwargs}
+    if "source" in mixer.operands:
+        key = site.operand("key")
+        assert key is not None
+        operands["source"] = hidden_state(key)
+    owner = str(site.node.target).rpartition(".")[0]
+    path = editor.register(f"{owner}.mixer" if owner else "mixer", mixer)
+    node = editor.call_module(path, before=site.node, fake=site.node.meta["val"], **operands)
+    node.meta["site"] = site.record
+    del site.node.meta["site"]
+    editor.replace(site.node, node)
+
+
+def _fit_in(mixer: Mixer, site: Site) -> None:
+    """Give a new mixer the device and dtype of the values it is to mix."""
+    value = site.operand("value")
+    assert value is not None
+    recorded = value.meta["val"]
+    mixer.to(device=recorded.device)
+    if recorded.dtype in (torch.float16, torch.bfloat16, torch.float64):
+        mixer.to(dtype=recorded.dtype)

@@ -1,0 +1,172 @@
+"""The only way to change a program: every edit is made here, and written down."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_arg
+
+from remixer.rewrite.effects import remove_dead_code
+from remixer.rewrite.match import Miss, module_path, source_line
+from remixer.rewrite.modules import add_module
+from remixer.rewrite.program import Program
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change: "add", "replace", "erase", "sweep" or "register", and the name of what was changed."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One application of a rule: what it made of which node, and where that came from."""
+
+    rule: str
+    site: str
+    source: str
+    removed: str
+    added: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a new node came from: the rule or pass that added it, the module path and the source line."""
+
+    rule: str
+    site: str
+    source: str
+
+
+class Editor:
+    """Edits a program that nobody else holds, and records each edit.
+
+    Args:
+        program: a private copy.
+        author: name of the pass, for the origin of new nodes outside of a rule.
+    """
+
+    def __init__(self, program: Program, author: str = "") -> None:
+        self.program = program
+        self.graph_module = program.graph_module
+        self.graph = program.graph
+        self.edits: list[Edit] = []
+        self.rewrites: list[Rewrite] = []
+        self.misses: list[Miss] = []
+        self._author = author
+        self._origin: Origin | None = None
+        self._added: list[str] = []
+
+    @contextlib.contextmanager
+    def rewriting(self, rule: str, node: fx.Node, site: str = "") -> Iterator[None]:
+        """Whatever is added inside belongs to one rewrite by a rule, of a node."""
+        self._origin = Origin(rule, site or module_path(node), source_line(node))
+        self._added = []
+        name = node.name
+        try:
+            yield
+            self.rewrites.append(
+                Rewrite(rule, self._origin.site, self._origin.source, name, tuple(self._added))
+            )
+        finally:
+            self._origin = None
+            self._added = []
+
+    def miss(self, miss: Miss) -> None:
+        """Record why something was left as it is."""
+        self.misses.append(miss)
+
+    def call(
+        self, target: Callable[..., Any], *args: Any, before: fx.Node, fake: Any = None, **kwargs: Any
+    ) -> fx.Node:
+        """Add a call of an operator in front of a node.
+
+        Args:
+            target: the operator.
+            args: its operands.
+            before: the node to stand in front of, and whose place in the source the new one shares.
+            fake: the new node's value as a fake tensor; computed from the operands' if not given.
+            kwargs: its operands by name.
+        """
+        with self.graph.inserting_before(before):
+            node = self.graph.call_function(target, args, kwargs)
+        return self._enter(node, before, self._fake(target, args, kwargs) if fake is None else fake)
+
+    def call_module(
+        self, path: str, *, before: fx.Node, fake: Any, args: tuple[Any, ...] = (), **kwargs: Any
+    ) -> fx.Node:
+        """Add a call of a registered module in front of a node; `fake` is its result as a fake tensor."""
+        with self.graph.inserting_before(before):
+            node = self.graph.call_module(path, args, kwargs)
+        return self._enter(node, before, fake)
+
+    def register(self, path: str, module: nn.Module) -> str:
+        """Add a module to the program under a path, or under the first free number behind it."""
+        path = add_module(self.graph_module, path, module)
+        self.edits.append(Edit("register", path))
+        return path
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let all readers of one node read another, but for the nodes that the present rewrite added."""
+        if new is old:
+            return
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user.name not in self._added)
+        self.edits.append(Edit("replace", old.name))
+
+    def set_operands(self, node: fx.Node, operands: Mapping[str, Any]) -> None:
+        """Give a node other named operands."""
+        node.kwargs = dict(operands)
+        self.edits.append(Edit("replace", node.name))
+
+    def erase(self, node: fx.Node) -> None:
+        """Remove a node that nobody reads."""
+        self.edits.append(Edit("erase", node.name))
+        self.graph.erase_node(node)
+
+    def sweep(self) -> int:
+        """Remove all dead nodes and the modules and weights that only they used; returns how many nodes went."""
+        removed = remove_dead_code(self.graph)
+        before = {name for name, _ in self.graph_module.named_parameters()}
+        self.graph_module.delete_all_unused_submodules()
+        self.edits += [Edit("sweep", "nodes")] * removed
+        used = {str(node.target) for node in self.graph.nodes if node.op in ("get_attr", "call_module")}
+        for name, _ in list(self.graph_module.named_parameters()) + list(self.graph_module.named_buffers()):
+            if not any(name == target or name.startswith(f"{target}.") for target in used):
+                owner, _, leaf = name.rpartition(".")
+                delattr(self.graph_module.get_submodule(owner), leaf)
+        gone = before - {name for name, _ in self.graph_module.named_parameters()}
+        self.edits += [Edit("sweep", name) for name in sorted(gone)]
+        return removed
+
+    def _enter(self, node: fx.Node, place: fx.Node, fake: Any) -> fx.Node:
+        for key in ("nn_module_stack", "stack_trace"):
+            if key in place.meta:
+                node.meta[key] = place.meta[key]
+        node.meta["val"] = fake
+        node.meta["origin"] = self._origin or Origin(self._author, module_path(place), source_line(place))
+        self.edits.append(Edit("add", node.name))
+        self._added.append(node.name)
+        return node
+
+    def _fake(self, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        args, kwargs = map_arg((args, kwargs), lambda node: node.meta["val"])
+        with fake_mode(self.graph):
+            return target(*args, **kwargs)
+
+
+def fake_mode(graph: fx.Graph) -> FakeTensorMode | contextlib.nullcontext[None]:
+    """The mode that the nodes' fake values live in, with their symbolic shapes."""
+    for node in graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if mode is not None:
+            assert isinstance(mode, FakeTensorMode)
+            return mode
+    return contextlib.nullcontext()

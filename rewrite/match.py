@@ -1,0 +1,272 @@
+"""Matching patterns against a graph, with a reason where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx, nn
+
+from remixer.rewrite.pattern import Anything, Call, Either, Pattern, Through
+from remixer.rewrite.program import shape_of
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path of the module that a node was traced from; "" for the model itself."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def source_line(node: fx.Node) -> str:
+    """ "file.py:123" of the innermost source line that a node was traced from, or ""."""
+    lines = [line for line in (node.meta.get("stack_trace") or "").splitlines() if 'File "' in line]
+    if not lines:
+        return ""
+    _, file, rest = lines[-1].split('"', 2)
+    return f"{file.rsplit('/', 1)[-1]}:{rest.split('line ')[1].split(',')[0]}"
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Why something was not rewritten: a sentence, and the node where it stopped."""
+
+    reason: str
+    node: fx.Node | None = None
+    rule: str = ""
+    site: str = ""
+
+    def __str__(self) -> str:
+        if self.node is None:
+            return self.reason
+        place = ", ".join(filter(None, [module_path(self.node), source_line(self.node)]))
+        return f"{self.reason} (at {self.node.name}{': ' if place else ''}{place})"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that a chain took: the node, and the position of the operand it came in by."""
+
+    node: fx.Node
+    operand: int
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where a pattern was found.
+
+    `match["query"]` is what the part of that name matched: a node, or a plain value.
+    """
+
+    root: fx.Node
+    values: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    paths: Mapping[str, tuple[Taken, ...]] = field(default_factory=dict)
+    inner: tuple[fx.Node, ...] = ()
+    shared: frozenset[fx.Node] = frozenset()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def tag(self, name: str) -> str:
+        """Which option of an `either` matched."""
+        return self.tags[name]
+
+    def path(self, name: str) -> tuple[Taken, ...]:
+        """The steps that a chain took, from its end back to its beginning."""
+        return self.paths[name]
+
+    def shape(self, name: str, letters: str, sizes: dict[str, sympy.Expr]) -> Miss | None:
+        """Bind the letters of a shape ("B H T D") to a node's sizes; a Miss where one contradicts `sizes`."""
+        node = self.values[name]
+        shape = shape_of(node) if isinstance(node, fx.Node) else None
+        wanted = letters.split()
+        if shape is None or len(shape) != len(wanted):
+            return Miss(f"{name} has shape {shape}, expected ({', '.join(wanted)})", node)
+        for letter, size in zip(wanted, shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                return Miss(f"{name} has {letter} = {size}, expected {sizes[letter]}", node)
+        return None
+
+    def _with(self, **changes: Any) -> Match:
+        return Match(
+            self.root,
+            {**self.values, **changes.get("values", {})},
+            {**self.tags, **changes.get("tags", {})},
+            {**self.paths, **changes.get("paths", {})},
+            self.inner + changes.get("inner", ()),
+            self.shared | changes.get("shared", frozenset()),
+        )
+
+
+class Matcher:
+    """Matches one pattern against the nodes of one graph, and remembers the furthest it came.
+
+    Args:
+        graph_module: whose nodes are looked at; module classes in patterns are looked up in it.
+        pattern: what to look for.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, pattern: Pattern) -> None:
+        self.graph_module = graph_module
+        self.pattern = pattern
+        self._best: tuple[Match, Miss] | None = None
+
+    def match(self, node: fx.Node) -> Match | Miss:
+        """The first way in which the pattern ends in this node, or why there is none."""
+        self._best = None
+        for match in self._value(self.pattern, node, Match(node)):
+            outside = self._read_outside(match)
+            if outside is None:
+                return match
+            self._fail(match, outside)
+        assert self._best is not None, "a failed match leaves its reason"
+        return self._best[1]
+
+    def reached(self) -> Match | None:
+        """What had been matched when the furthest attempt failed."""
+        return self._best[0] if self._best else None
+
+    def _read_outside(self, match: Match) -> Miss | None:
+        inner = set(match.inner)
+        for node in match.inner:
+            if node is match.root or node in match.shared:
+                continue
+            for user in node.users:
+                if user not in inner:
+                    return Miss(f"{node.name}, inside the match, is also read by {user.name}", user)
+        return None
+
+    def _fail(self, match: Match, miss: Miss) -> None:
+        if self._best is None or len(match.inner) > len(self._best[0].inner):
+            self._best = (match, miss)
+
+    def _value(self, pattern: Pattern, value: Any, match: Match) -> Iterator[Match]:
+        found: Iterator[Match]
+        if isinstance(pattern, Anything):
+            found = self._anything(pattern, value, match)
+        elif isinstance(pattern, Call):
+            found = self._call(pattern, value, match)
+        elif isinstance(pattern, Either):
+            found = (
+                result._with(tags={pattern.name: tag})
+                for tag, option in pattern.options
+                for result in self._value(option, value, match)
+            )
+        elif isinstance(pattern, Through):
+            found = self._through(pattern, value, match, ())
+        else:
+            found = self._literal(pattern, value, match)
+        for result in found:
+            name = pattern.name if isinstance(pattern, Pattern) else ""
+            if name and name in match.values and match.values[name] is not value:
+                self._fail(result, Miss(f"two different values stand for {name!r}", result.root))
+            elif name and not isinstance(pattern, Through):
+                yield result._with(values={name: value})
+            else:
+                yield result
+
+    def _anything(self, pattern: Anything, value: Any, match: Match) -> Iterator[Match]:
+        node = isinstance(value, fx.Node)
+        if pattern.constant and (node or not isinstance(value, (int, float))):
+            self._fail(match, Miss(f"{pattern.name} is {_word(value)}, expected a number", _at(value, match)))
+        elif pattern.tensor and not node:
+            self._fail(match, Miss(f"{pattern.name} is {value!r}, expected a tensor", match.root))
+        else:
+            yield match
+
+    def _literal(self, expected: Any, value: Any, match: Match) -> Iterator[Match]:
+        if not isinstance(value, fx.Node) and value == expected:
+            yield match
+        else:
+            last = match.inner[-1] if match.inner else match.root
+            self._fail(match, Miss(f"an argument is {_word(value)}, expected {expected!r}", last))
+
+    def _call(self, pattern: Call, value: Any, match: Match) -> Iterator[Match]:
+        if not isinstance(value, fx.Node) or not self._targets(value, pattern.targets):
+            wanted = " or ".join(sorted({_target_name(target) for target in pattern.targets}))
+            self._fail(match, Miss(f"expected {wanted}, found {_word(value)}", _at(value, match)))
+            return
+        given = list(arguments(value).values())
+        if len(given) < len(pattern.operands):
+            self._fail(match, Miss(f"{value.name} has too few arguments", value))
+            return
+        if not pattern.rest:
+            for name, default in list(_defaults(value).items())[len(pattern.operands) :]:
+                actual = arguments(value)[name]
+                if actual is not default and (isinstance(actual, fx.Node) or actual != default):
+                    self._fail(match, Miss(f"argument {name!r} of {value.name} is set to {actual!r}", value))
+                    return
+        shared = frozenset([value]) if pattern.shared else frozenset()
+        named = {pattern.name: value} if pattern.name else {}
+        start = match._with(inner=(value,), shared=shared, values=named)
+        orders = [given, [given[1], given[0], *given[2:]]] if pattern.commutes else [given]
+        for order in orders:
+            yield from self._operands(pattern.operands, order, start)
+
+    def _operands(self, patterns: tuple[Any, ...], values: list[Any], match: Match) -> Iterator[Match]:
+        if not patterns:
+            yield match
+            return
+        for result in self._value(patterns[0], values[0], match):
+            yield from self._operands(patterns[1:], values[1:], result)
+
+    def _through(self, pattern: Through, value: Any, match: Match, path: tuple[Taken, ...]) -> Iterator[Match]:
+        for result in self._value(pattern.inner, value, match):
+            yield result._with(paths={pattern.name: path})
+        if not isinstance(value, fx.Node):
+            return
+        for step in pattern.steps:
+            if not self._targets(value, step.targets):
+                continue
+            given = list(arguments(value).values())
+            for operand in step.operands:
+                if operand < len(given) and isinstance(given[operand], fx.Node):
+                    further = match._with(inner=(value,))
+                    taken = (*path, Taken(value, operand))
+                    yield from self._through(pattern, given[operand], further, taken)
+
+    def _targets(self, node: fx.Node, targets: tuple[Any, ...]) -> bool:
+        if node.op == "call_function":
+            return node.target in targets
+        if node.op == "call_module":
+            module = self.graph_module.get_submodule(str(node.target))
+            return isinstance(module, tuple(t for t in targets if isinstance(t, type) and issubclass(t, nn.Module)))
+        return False
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """A call's arguments by name, in the order of the operator's schema, defaults filled in."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False))
+        given.update(node.kwargs)
+        return {
+            argument.name: given.get(argument.name, argument.default_value if argument.has_default_value() else None)
+            for argument in node.target._schema.arguments
+        }
+    return {**{str(index): value for index, value in enumerate(node.args)}, **node.kwargs}
+
+
+def _defaults(node: fx.Node) -> dict[str, Any]:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return {
+            argument.name: argument.default_value if argument.has_default_value() else None
+            for argument in node.target._schema.arguments
+        }
+    return {}
+
+
+def _target_name(target: Any) -> str:
+    return str(target._schema.name.replace("::", ".")) if hasattr(target, "_schema") else target.__name__
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, fx.Node):
+        return repr(value)
+    return f"{value.name} ({value.op})" if value.op != "call_function" else _target_name(value.target)
+
+
+def _at(value: Any, match: Match) -> fx.Node:
+    return value if isinstance(value, fx.Node) else (match.inner[-1] if match.inner else match.root)

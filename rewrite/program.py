@@ -1,0 +1,115 @@
+"""A captured model: its graph, the inputs that it was captured with, and what their symbols mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from remixer.rewrite.modules import keep_persistence
+
+
+@dataclass(frozen=True)
+class StaticDimension:
+    """A dimension of an input that stayed fixed, and why."""
+
+    input: str
+    dim: int
+    size: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.input} dim {self.dim} is fixed at {self.size}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A torch.fx graph module with its example inputs and the symbols of its batch and length.
+
+    Attributes:
+        graph_module: the model; its parameters carry the names of the original checkpoint.
+        args: positional example inputs.
+        kwargs: example inputs by name.
+        batch: symbols of the first dimensions of inputs.
+        length: symbols of all other dimensions of inputs.
+        limits: (smallest, largest) value of a symbol, largest None if unbounded.
+        static: dimensions that stayed fixed.
+        notes: sentences about the capture that its user should know.
+    """
+
+    graph_module: fx.GraphModule
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    batch: frozenset[sympy.Symbol] = frozenset()
+    length: frozenset[sympy.Symbol] = frozenset()
+    limits: Mapping[sympy.Symbol, tuple[int, int | None]] = field(default_factory=dict)
+    static: tuple[StaticDimension, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph."""
+        return self.graph_module.graph
+
+    @staticmethod
+    def of(graph_module: fx.GraphModule) -> Program:
+        """The program that a graph module belongs to, or one made from its nodes' recorded shapes.
+
+        Graph modules that capture and passes return know their program, so that passes also take plain graph
+        modules, as torch.fx pass managers hand them on.
+        """
+        if "program" in graph_module.meta:
+            return Program(graph_module, **graph_module.meta["program"])
+        batch, length = input_symbols(graph_module.graph)
+        return Program(graph_module, batch=batch, length=length)
+
+    def with_graph_module(self, graph_module: fx.GraphModule) -> Program:
+        """This program with another graph module, which is told its program."""
+        known = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "graph_module"}
+        graph_module.meta["program"] = known
+        return replace(self, graph_module=graph_module)
+
+    def copy(self) -> Program:
+        """A program whose graph may be edited; parameters and buffers are shared."""
+        old = self.graph_module
+        graph = fx.Graph(tracer_cls=old.graph._tracer_cls)
+        mapping: dict[fx.Node, fx.Node] = {}
+        output = graph.graph_copy(old.graph, mapping, return_output_node=True)
+        if output is not None:
+            value, node = output
+            graph.output(value).meta = dict(node.meta)
+        graph.set_codegen(old.graph._codegen)
+        new = fx.GraphModule(old, graph)
+        new.meta = dict(old.meta)
+        new.train(old.training)
+        keep_persistence(old, new)
+        return self.with_graph_module(new)
+
+
+def expression(size: int | torch.SymInt) -> sympy.Expr:
+    """A size as a sympy expression of the inputs' symbols."""
+    if isinstance(size, torch.SymInt):
+        return size.node.expr
+    return sympy.Integer(size)
+
+
+def shape_of(node: fx.Node) -> tuple[sympy.Expr, ...] | None:
+    """The symbolic shape of a node's value, or None if it is not one tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    return tuple(expression(size) for size in value.shape)
+
+
+def input_symbols(graph: fx.Graph) -> tuple[frozenset[sympy.Symbol], frozenset[sympy.Symbol]]:
+    """Symbols of the inputs' first dimensions, and of all their other dimensions."""
+    first: set[sympy.Symbol] = set()
+    other: set[sympy.Symbol] = set()
+    for node in graph.find_nodes(op="placeholder"):
+        for dim, size in enumerate(shape_of(node) or ()):
+            (other if dim else first).update(size.free_symbols)
+    return frozenset(first - other), frozenset(other)

@@ -1,0 +1,74 @@
+"""A rule: a pattern, a check that says why not, and a rewrite."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from remixer.rewrite.editor import Editor
+from remixer.rewrite.match import Match, Matcher, Miss
+from remixer.rewrite.pattern import Pattern, Recorder, roots
+
+
+class Rule(abc.ABC):
+    """One way in which a subgraph may be written, and what to write instead.
+
+    Attributes:
+        anchor: name of the part of the pattern that has to have matched before a failure is worth reporting;
+            "" reports none but those of `check`.
+    """
+
+    anchor: str = ""
+
+    @property
+    def name(self) -> str:
+        """How reports call the rule."""
+        return type(self).__name__
+
+    @abc.abstractmethod
+    def pattern(self, p: Recorder) -> Pattern:
+        """What to look for; written once, as code on a recorder."""
+
+    def check(self, match: Match) -> Any:
+        """What `rewrite` needs to know, or a Miss that says why this is no case for the rule. Changes nothing."""
+        return match
+
+    @abc.abstractmethod
+    def rewrite(self, found: Any, editor: Editor) -> fx.Node:
+        """Add the new nodes and return the one that stands for the match's last."""
+
+
+def apply(rules: Sequence[Rule], editor: Editor) -> None:
+    """Apply rules wherever they match, the first in the list that does, from the graph's end to its beginning."""
+    prepared = []
+    for rule in rules:
+        pattern = rule.pattern(Recorder())
+        prepared.append((rule, roots(pattern), Matcher(editor.graph_module, pattern)))
+    gone: set[fx.Node] = set()
+    for node in reversed(list(editor.graph.nodes)):
+        if node in gone:
+            continue
+        for rule, targets, matcher in prepared:
+            target = node.target if node.op == "call_function" else _module_class(editor, node)
+            if target not in targets:
+                continue
+            match = matcher.match(node)
+            found = match if isinstance(match, Miss) else rule.check(match)
+            if not isinstance(found, Miss):
+                assert isinstance(match, Match)
+                with editor.rewriting(rule.name, match.root):
+                    editor.replace(match.root, rule.rewrite(found, editor))
+                gone.update(set(match.inner) - match.shared)
+                break
+            reached = match if isinstance(match, Match) else matcher.reached()
+            if isinstance(match, Match) or (rule.anchor and reached and rule.anchor in reached.values):
+                editor.miss(Miss(found.reason, found.node or node, rule.name))
+
+
+def _module_class(editor: Editor, node: fx.Node) -> Any:
+    if node.op != "call_module":
+        return None
+    return type(editor.graph_module.get_submodule(str(node.target)))

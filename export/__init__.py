@@ -1,0 +1,1 @@
+"""What leaves the process: artifacts, ONNX, partitions. Nothing of it is built yet."""

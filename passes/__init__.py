@@ -1,0 +1,1 @@
+"""Transformations of a program: one pass a file, and the pipelines made of them."""

@@ -1,3 +1,72 @@
-"""remixer: a compiler for attention models."""
+"""remixer: a compiler for attention models.
+
+It captures a pretrained Transformer as a torch.fx graph, recognises every attention in it, and replaces the ones
+you choose by an efficient token mixer.
+"""
+
+from remixer import export, mixers, passes, rewrite
+from remixer.driver import explain, remix
+from remixer.errors import AlreadyRemixedError, NoAttentionError
+from remixer.mixers import (
+    AttentionSpec,
+    Mixer,
+    MixerConfig,
+    MixerConfigError,
+    SoftmaxConfig,
+    UnknownMixerError,
+    Unsupported,
+    register,
+)
+from remixer.passes.base import ApplyRules, Pass, Pipeline, Result
+from remixer.passes.errors import PreconditionError, SelectionError, UnsupportedAttentionError
+from remixer.passes.recognise_attention import RULES
+from remixer.remixed import Remixed
+from remixer.report import Report
+from remixer.rewrite.capture import capture
+from remixer.rewrite.editor import Editor
+from remixer.rewrite.errors import CaptureError, PassError, PatternError
+from remixer.rewrite.match import Match, Miss
+from remixer.rewrite.pattern import Recorder
+from remixer.rewrite.program import Program
+from remixer.rewrite.rule import Rule
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "RULES",
+    "AlreadyRemixedError",
+    "ApplyRules",
+    "AttentionSpec",
+    "CaptureError",
+    "Editor",
+    "Match",
+    "Miss",
+    "Mixer",
+    "MixerConfig",
+    "MixerConfigError",
+    "NoAttentionError",
+    "Pass",
+    "PassError",
+    "PatternError",
+    "Pipeline",
+    "PreconditionError",
+    "Program",
+    "Recorder",
+    "Remixed",
+    "Report",
+    "Result",
+    "Rule",
+    "SelectionError",
+    "SoftmaxConfig",
+    "UnknownMixerError",
+    "Unsupported",
+    "UnsupportedAttentionError",
+    "capture",
+    "explain",
+    "export",
+    "mixers",
+    "passes",
+    "register",
+    "remix",
+    "rewrite",
+]

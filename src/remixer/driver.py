@@ -1,0 +1,178 @@
+"""The front door: look at a model's attentions, and rewrite them, in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from remixer import mixers
+from remixer.errors import AlreadyRemixedError, NoAttentionError
+from remixer.mixers import Mixer, MixerConfig
+from remixer.passes.errors import UnsupportedAttentionError
+from remixer.passes.pipelines import recognition, replacement
+from remixer.passes.recognise_attention import RULES
+from remixer.passes.select import Selection
+from remixer.passes.sites import sites_of
+from remixer.remixed import Remixed, own_weights
+from remixer.report import PassReport, Report
+from remixer.reporting import Steps, missed_names
+from remixer.rewrite.capture import Inputs, capture
+from remixer.rewrite.modules import keep_persistence
+from remixer.rewrite.rule import Rule
+
+Choice = str | MixerConfig | None
+Rules = tuple[Rule, ...]
+
+
+def explain(
+    model: nn.Module | ExportedProgram, inputs: Inputs | None = None, *, rules: Rules = RULES
+) -> Report:
+    """What attentions a model has, what each computes, and how far that is proven. Changes nothing.
+
+    Args:
+        model: any module that `torch.export.export` takes, or what it gave.
+        inputs: example inputs: a dict by name, a tuple, or one tensor.
+        rules: what recognises attention; put rules of your own in front of `remixer.RULES`.
+
+    Returns:
+        A report; print it, or look at its `sites`.
+
+    Raises:
+        CaptureError: the inputs don't fit the model, or torch.export refuses it.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        >>> print(explain(layer, torch.zeros(2, 8, 32)).sites[0].spec)
+        4 heads of 8, bidirectional, dropout 0.1, scale 0.3536
+    """
+    if isinstance(model, Remixed):
+        return model.report
+    _refuse_remixed(model)
+    return _recognise(model, inputs, rules).report("understood")
+
+
+def remix(
+    model: nn.Module | ExportedProgram,
+    mixer: Choice | Mapping[str, Choice],
+    inputs: Inputs | None = None,
+    *,
+    strict: bool = False,
+    rules: Rules = RULES,
+) -> Remixed:
+    """A copy of a model in which the chosen attentions are replaced by other token mixers.
+
+    The model passed in is never changed. Attentions that are not chosen, not understood, or whose meaning the
+    mixer can't carry over, are kept as they are, and the report says why.
+
+    Args:
+        model: any module that `torch.export.export` takes, or what it gave.
+        mixer: a registered name, a config, or a mapping of name patterns ("encoder.*", "re:layers\\.[0-3]\\..*")
+            to names, configs or None. The first pattern that matches a site counts; None keeps the site.
+        inputs: example inputs: a dict by name, a tuple, or one tensor; two tokens or more.
+        strict: raise if any chosen site can't take its mixer.
+        rules: what recognises attention.
+
+    Returns:
+        A `torch.fx.GraphModule` with the model's call signature, its output structure and the names of its
+        weights, in the model's training or eval mode, with a `report`.
+
+    Raises:
+        CaptureError: the inputs don't fit the model, or torch.export refuses it.
+        UnknownMixerError: no mixer has this name.
+        SelectionError: a pattern selects nothing.
+        NoAttentionError: nothing in the model could be replaced.
+        AlreadyRemixedError: the model was rewritten before.
+        UnsupportedAttentionError: strict, and a chosen site can't take its mixer.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+        >>> small = remix(layer, "toeplitz", torch.zeros(2, 8, 32))
+        >>> small(torch.zeros(1, 100, 32)).shape, small.report.order
+        (torch.Size([1, 100, 32]), 'n log n')
+    """
+    selection = _selection(mixer)
+    _refuse_remixed(model)
+    steps = _recognise(model, inputs, rules)
+    names = [site.name for site in sites_of(steps.program)]
+    missed = missed_names(steps)
+    if not names:
+        raise NoAttentionError(_nothing_found(steps, missed))
+    selection.check([*names, *missed])
+    _refuse_missed(selection, missed, strict)
+    steps.add(replacement(selection, strict=strict)(steps.program))
+    start = time.perf_counter()
+    old = steps.program.graph_module
+    result = Remixed(old, old.graph)
+    result.meta = dict(old.meta)
+    keep_persistence(old, result)
+    own_weights(result)
+    result.train(model.training if isinstance(model, nn.Module) else False)
+    nodes = len(result.graph.nodes)
+    steps.timings.append(PassReport("copy weights", time.perf_counter() - start, (nodes, nodes), 0))
+    steps.program = steps.program.with_graph_module(result)
+    result.meta["report"] = steps.report("kept")
+    return result
+
+
+def _recognise(model: nn.Module | ExportedProgram, inputs: Inputs | None, rules: Rules) -> Steps:
+    start = time.perf_counter()
+    program = capture(model, inputs)
+    steps = Steps(type(model).__name__, program, time.perf_counter() - start)
+    steps.add(recognition(rules)(program))
+    return steps
+
+
+def _selection(mixer: Choice | Mapping[str, Choice]) -> Selection:
+    entries = mixer if isinstance(mixer, Mapping) else {"*": mixer}
+    if not entries:
+        raise ValueError("the mapping of patterns to mixers is empty: nothing would be replaced")
+    return Selection.of({pattern: _config(choice) for pattern, choice in entries.items()})
+
+
+def _config(choice: Choice) -> MixerConfig | None:
+    if choice is None:
+        return None
+    if isinstance(choice, str):
+        return mixers.get(choice).Config()
+    if isinstance(choice, MixerConfig):
+        mixers.mixer_of(choice)
+        return choice
+    raise TypeError(
+        f"expected a mixer's name, a config such as remixer.LongShort(window=64), or None, got {choice!r}"
+    )
+
+
+def _refuse_remixed(model: nn.Module | ExportedProgram) -> None:
+    if not isinstance(model, nn.Module):
+        return
+    for path, module in model.named_modules():
+        if isinstance(module, Mixer):
+            raise AlreadyRemixedError(
+                f"{type(model).__name__} is already rewritten: {module.config.name!r} stands at {path}. "
+                "Remix the original model, with all that you want in one mapping"
+            )
+
+
+def _nothing_found(steps: Steps, missed: dict[str, str]) -> str:
+    if not missed:
+        return f"no attention found in {steps.model}: there is nothing to replace"
+    place, reason = next(iter(missed.items()))
+    return (
+        f"no attention in {steps.model} was understood; of {len(missed)} candidates the first, at {place}: "
+        f"{reason}. remixer.explain(model, inputs) lists them all"
+    )
+
+
+def _refuse_missed(selection: Selection, missed: dict[str, str], strict: bool) -> None:
+    for name, reason in missed.items():
+        if strict and selection.config_for(name) is not None:
+            raise UnsupportedAttentionError(
+                f"cannot replace attention at {name}: it was not understood, {reason}. "
+                f'Leave it out with {{"{name}": None}}'
+            )
+

@@ -1,0 +1,75 @@
+"""What `remix` gives back: an ordinary torch.fx graph module that knows its report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+from torch.fx.node import map_aggregate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+    from remixer.report import Report
+
+
+class Remixed(fx.GraphModule):
+    """A rewritten model. It has the call signature and output structure of the model it was made from.
+
+    Weights that were kept have their old names; mixers hang where the attention was. It trains, saves its
+    state_dict, moves between devices, and can be copied, compiled and exported like any module.
+    """
+
+    @property
+    def report(self) -> Report:
+        """What was done, per site and per pass."""
+        report: Report = self.meta["report"]
+        return report
+
+    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
+        before = _device(self)
+        super()._apply(fn, recurse)
+        after = _device(self)
+        if before is not None and after is not None and before != after:
+            _move_constants(self, after)
+        return self
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    return next((parameter.device for parameter in module.parameters()), None)
+
+
+def _move_constants(module: fx.GraphModule, device: torch.device) -> None:
+    """Tracing writes the device of `arange` and the like into the graph; it has to follow the weights."""
+
+    def moved(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    changed = False
+    for node in module.graph.nodes:
+        args, kwargs = map_aggregate(node.args, moved), map_aggregate(node.kwargs, moved)
+        if (args, kwargs) != (node.args, node.kwargs):
+            node.args, node.kwargs = args, kwargs
+            changed = True
+    if changed:
+        module.recompile()
+
+
+def own_weights(module: nn.Module) -> None:
+    """Give a module its own copy of every parameter and buffer; tied ones stay tied."""
+    copies: dict[int, torch.Tensor] = {}
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in copies:
+                    copy = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+                    copies[id(parameter)] = copy
+                owner._parameters[name] = copies[id(parameter)]  # type: ignore[assignment]
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                if id(buffer) not in copies:
+                    copies[id(buffer)] = buffer.detach().clone()
+                owner._buffers[name] = copies[id(buffer)]

@@ -1,0 +1,124 @@
+"""Collecting what the passes say into a report."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from remixer.mixers import Softmax
+from remixer.passes.base import Result
+from remixer.passes.prove_growth import growth
+from remixer.passes.sites import SiteRecord, sites_of
+from remixer.report import PassReport, Report, SiteReport, Status
+from remixer.rewrite.growth import Growth, Order
+from remixer.rewrite.match import Miss, module_path, source_line
+from remixer.rewrite.program import Program
+
+
+class Steps:
+    """The steps of one rewrite as they are done, and what is known of its sites.
+
+    Args:
+        model: class name of the model.
+        program: as captured.
+        seconds: what the capture took.
+    """
+
+    def __init__(self, model: str, program: Program, seconds: float) -> None:
+        self.model = model
+        self.program = program
+        self.captured = program
+        count = len(program.graph.nodes)
+        self.timings = [PassReport("capture", seconds, (count, count), 0)]
+        self.sites: dict[str, tuple[SiteRecord, Softmax]] = {}
+        self.misses: list[Miss] = []
+
+    def add(self, result: Result) -> None:
+        """Take over what a pipeline did."""
+        for step in result.steps:
+            name = step.name.split("(")[0]
+            self.timings.append(PassReport(name, step.seconds, step.nodes, len(step.rewrites)))
+        self.misses += result.misses
+        self.program = result.program
+        for site in sites_of(result.program):
+            if isinstance(site.mixer, Softmax) and site.name not in self.sites:
+                self.sites[site.name] = (site.record, site.mixer)
+
+    def report(self, status: Status) -> Report:
+        """The report of what was done so far; `status` is that of understood sites that were not replaced."""
+        return report_of(self, status)
+
+
+def missed_names(steps: Steps) -> dict[str, str]:
+    """Attentions that were not understood: their names and the reasons."""
+    missed: dict[str, str] = {}
+    for miss in steps.misses:
+        name = miss.site or (module_path(miss.node) if miss.node is not None else "") or "attention"
+        if miss.rule not in ("ClassifyMasks", "Substitute") and name not in steps.sites:
+            missed.setdefault(name, str(miss))
+    return missed
+
+
+def report_of(steps: Steps, status: Status) -> Report:
+    """The report of a rewrite."""
+    grown = growth(steps.program)
+    now = {site.name: site for site in sites_of(steps.program)}
+    before, after = steps.captured.graph_module, steps.program.graph_module
+    refused = {miss.site: miss.reason for miss in steps.misses if miss.rule == "Substitute"}
+    sites = []
+    for name, (record, softmax) in steps.sites.items():
+        site = now.get(name)
+        replaced = site is not None and status != "understood"
+        sites.append(
+            SiteReport(
+                name,
+                record.rule,
+                record.source,
+                record.kind,
+                softmax.spec,
+                site.mixer.config.name if replaced and site else "softmax",
+                site.mixer.config if replaced and site else None,
+                "replaced" if replaced else status,
+                refused.get(name, record.note),
+                record.error,
+                (_count(before, name), _count(after, name)),
+            )
+        )
+    sites += [
+        _missed(name, reason, steps, (_count(before, name), _count(after, name)))
+        for name, reason in missed_names(steps).items()
+    ]
+    return Report(
+        steps.model,
+        tuple(sites),
+        tuple(steps.timings),
+        str(grown.order),
+        _blamed(grown),
+        tuple(map(str, steps.captured.static)),
+        steps.captured.notes,
+        {"torch": torch.__version__},
+    )
+
+
+def _missed(name: str, reason: str, steps: Steps, parameters: tuple[int, int]) -> SiteReport:
+    miss = next(
+        one
+        for one in steps.misses
+        if name in (one.site, module_path(one.node) if one.node is not None else "", "attention")
+    )
+    source = source_line(miss.node) if miss.node is not None else ""
+    return SiteReport(name, miss.rule, source, "", None, "softmax", None, "missed", reason, None, parameters)
+
+
+def _count(module: nn.Module, name: str) -> int:
+    """Parameters under a site's module path; of the whole model if it has none."""
+    path = name.split("[")[0]
+    known = dict(module.named_modules())
+    owner = known.get(path, module if path == "attention" else None)
+    return sum(parameter.numel() for parameter in owner.parameters()) if owner is not None else 0
+
+
+def _blamed(grown: Growth) -> tuple[str, ...]:
+    if grown.order <= Order(1.0, log=True):
+        return ()
+    return tuple(f"{node.node} {node.shape}".strip() for node in grown.to_blame())

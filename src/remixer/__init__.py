@@ -1,7 +1,7 @@
 """remixer: a compiler for attention models.
 
-It captures a pretrained Transformer as a torch.fx graph, recognises every attention in it, and replaces the ones
-you choose by an efficient token mixer.
+It captures a pretrained Transformer as a torch.fx graph, recognises every attention in it, and replaces
+the ones you choose by an efficient token mixer.
 """
 
 from remixer import export, mixers, passes, rewrite

@@ -63,15 +63,16 @@ def remix(
     strict: bool = False,
     rules: Rules = RULES,
 ) -> Remixed:
-    """A copy of a model in which the chosen attentions are replaced by other token mixers.
+    r"""A copy of a model in which the chosen attentions are replaced by other token mixers.
 
     The model passed in is never changed. Attentions that are not chosen, not understood, or whose meaning the
     mixer can't carry over, are kept as they are, and the report says why.
 
     Args:
         model: any module that `torch.export.export` takes, or what it gave.
-        mixer: a registered name, a config, or a mapping of name patterns ("encoder.*", "re:layers\\.[0-3]\\..*")
-            to names, configs or None. The first pattern that matches a site counts; None keeps the site.
+        mixer: a registered name, a config, or a mapping of patterns of site names ("encoder.*",
+            r"re:layers\.[0-3]\..*") to names, configs or None. The first pattern that matches a site counts;
+            None keeps the site.
         inputs: example inputs: a dict by name, a tuple, or one tensor; two tokens or more.
         strict: raise if any chosen site can't take its mixer.
         rules: what recognises attention.
@@ -175,4 +176,3 @@ def _refuse_missed(selection: Selection, missed: dict[str, str], strict: bool) -
                 f"cannot replace attention at {name}: it was not understood, {reason}. "
                 f'Leave it out with {{"{name}": None}}'
             )
-

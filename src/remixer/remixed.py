@@ -10,8 +10,7 @@ from torch.fx.node import map_aggregate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from typing_extensions import Self
+    from typing import Self
 
     from remixer.report import Report
 

@@ -120,7 +120,8 @@ def _headline(report: Report) -> Text:
     counts = {status: sum(site.status == status for site in report.sites) for status in Status.__args__}  # type: ignore[attr-defined]
     said = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
     many = len(report.sites)
-    return Text(f"{report.model}: {many} attention{'s' * (many != 1)}{': ' if said else ''}{said}; grows as {report.order}")
+    found = f"{many} attention{'s' * (many != 1)}" + (f": {said}" if said else "")
+    return Text(f"{report.model}: {found}; grows as {report.order}")
 
 
 def _site_table(sites: Iterable[SiteReport]) -> Table:

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 from remixer.driver import explain
 from remixer.passes.base import ApplyRules, Pass, Result
 from remixer.passes.prove_growth import growth
-from remixer.remixed import Remixed
 from remixer.rewrite.capture import Inputs, capture
 from remixer.rewrite.effects import remove_dead_code
 from remixer.rewrite.growth import Order
@@ -31,8 +30,8 @@ Model = nn.Module | ExportedProgram
 def assert_close(actual: Any, expected: Any, *, where: torch.Tensor | None = None) -> None:
     """Raise AssertionError unless two tensors, or trees of tensors, agree.
 
-    Floating-point values agree when they differ by at most TOLERANCE of the lower of the two precisions, times
-    the largest expected value (at least 1); all others when they are equal. NaN agrees with nothing.
+    Floating-point values agree when they differ by at most the TOLERANCE of the lower of the two precisions,
+    times the largest expected value (at least 1); all others when they are equal. NaN agrees with nothing.
 
     Args:
         actual: a tensor, or a tree of them (dict, tuple, ModelOutput).
@@ -86,7 +85,9 @@ def assert_sites(model: Model, inputs: Inputs, count: int, **spec: Any) -> None:
         for name, expected in spec.items():
             actual = getattr(site.spec, name)
             if actual != expected:
-                raise AssertionError(f"{site.name} has {name} = {actual!r}, expected {expected!r}: {site.spec}")
+                raise AssertionError(
+                    f"{site.name} has {name} = {actual!r}, expected {expected!r}: {site.spec}"
+                )
 
 
 def assert_order(model: fx.GraphModule | Program, at_most: str) -> None:
@@ -98,7 +99,9 @@ def assert_order(model: fx.GraphModule | Program, at_most: str) -> None:
     """
     grown = growth(model if isinstance(model, Program) else Program.of(model))
     if grown.order > Order.parse(at_most):
-        nodes = "\n".join(f"  {node.node} {node.shape} at {node.path or 'the top'}" for node in grown.to_blame())
+        nodes = "\n".join(
+            f"  {node.node} {node.shape} at {node.path or 'the top'}" for node in grown.to_blame()
+        )
         raise AssertionError(f"grows as {grown.order}, at most {at_most} was asked for:\n{nodes}")
 
 
@@ -136,9 +139,7 @@ def assert_rewrites(
         wanted = expected if isinstance(expected, Program) else capture(expected, inputs)
         _assert_same_text(_swept_text(result.program), _swept_text(wanted))
     with torch.no_grad():
-        assert_close(
-            result.graph_module(*old.args, **old.kwargs), old.graph_module(*old.args, **old.kwargs)
-        )
+        assert_close(result.graph_module(*old.args, **old.kwargs), old.graph_module(*old.args, **old.kwargs))
     return result
 
 
@@ -154,7 +155,9 @@ def graph_text(graph: fx.Graph) -> str:
         args, kwargs = map_aggregate((node.args, dict(node.kwargs)), written)
         target = node.target if node.op != "placeholder" else node.op
         shape = shape_of(node)
-        lines.append(f"{names[node]} = {target} {args} {kwargs} : {len(shape) if shape is not None else '-'}-d")
+        lines.append(
+            f"{names[node]} = {target} {args} {kwargs} : {len(shape) if shape is not None else '-'}-d"
+        )
     return "\n".join(lines)
 
 
@@ -172,6 +175,8 @@ def _swept_text(program: Program) -> str:
 def _assert_same_text(actual: str, expected: str) -> None:
     if actual != expected:
         diff = "\n".join(
-            difflib.unified_diff(expected.splitlines(), actual.splitlines(), "expected", "actual", lineterm="")
+            difflib.unified_diff(
+                expected.splitlines(), actual.splitlines(), "expected", "actual", lineterm=""
+            )
         )
         raise AssertionError(f"the graphs differ:\n{diff}")

@@ -99,7 +99,9 @@ def convolve(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None
         return _convolve_in_cache(spectrum, values, length, scale)
     (B, G, T, E), H = values.shape, spectrum.shape[0]
     transformed = torch.fft.rfft(values.transpose(-1, -2), length)
-    product = transformed[:, :, None] * spectrum.unflatten(0, (G, H // G))  # no second FFT for a shared value head
+    product = transformed[:, :, None] * spectrum.unflatten(
+        0, (G, H // G)
+    )  # no second FFT for a shared value head
     mixed = torch.fft.irfft(product.flatten(1, 2), length)[..., :T]
     if scale is not None:
         mixed = mixed * scale
@@ -115,19 +117,23 @@ def _convolve_in_cache(spectrum: Tensor, values: Tensor, length: int, scale: Ten
     samples = max(1, min(B, sequences // (channels * groups)))
     heads = max(1, min(G, sequences // (channels * groups * samples)))
     out = values.new_empty(B, H, T, channels)
+    padded = values.new_zeros(samples, heads, E, length)  # only the first T columns are ever written
+    # Rows a power of two apart would evict each other from cache while they are transposed: hence the 16.
+    staged = values.new_empty(samples, heads * groups, channels, T + 16)[..., :T]
     for b in range(0, B, samples):
         for g in range(0, G, heads):
             readers = slice(g * groups, min(g + heads, G) * groups)
             some = values[b : b + samples, g : g + heads].transpose(-1, -2)
-            padded = values.new_zeros(*some.shape[:-1], length)
-            padded[..., :T] = some
-            product = torch.fft.rfft(padded)[:, :, None] * spectrum[readers].unflatten(0, (-1, groups))
+            buffer = padded[: some.shape[0], : some.shape[1]]
+            buffer[..., :T] = some
+            product = torch.fft.rfft(buffer)[:, :, None]
+            kernels = spectrum[readers].unflatten(0, (-1, groups))
+            product = product.mul_(kernels) if groups == 1 and E == channels else product * kernels
             mixed = torch.fft.irfft(product.flatten(1, 2), length)[..., :T]
-            # Rows a power of two apart would evict each other from cache while they are transposed.
-            staged = values.new_empty(*mixed.shape[:-1], T + 16)[..., :T]
+            ready = staged[: mixed.shape[0], : mixed.shape[1]]
             if scale is None:
-                staged.copy_(mixed)
+                ready.copy_(mixed)
             else:
-                torch.mul(mixed, scale[readers], out=staged)
-            out[b : b + samples, readers] = staged.transpose(-1, -2)
+                torch.mul(mixed, scale[readers], out=ready)
+            out[b : b + samples, readers] = ready.transpose(-1, -2)
     return out

@@ -47,30 +47,38 @@ def joint_attention(
 
 
 def joint_attention_in_cache(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, added: Tensor | None, spec: AttentionSpec
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    added: Tensor | None,
+    spec: AttentionSpec,
+    scratch: Tensor,
 ) -> Tensor:
-    """The same for the readers of one key/value head, in place: about 1.4 times as fast as the fused kernel.
+    """The same in place, without gradients, for scores that fit in cache: faster than the fused kernel there.
 
     Args:
-        query: (N, groups, T, D).
-        key: (N, c, D).
-        value: (N, c, E).
-        bias: broadcastable to (N, groups, T, c).
-        added: broadcastable to the same, added to bias, or None.
+        query: (N, H, T, D), or some of the heads.
+        key: (N, G, c, D), or those which these heads read.
+        value: (N, G, c, E).
+        bias: broadcastable to (N, H, T, c).
+        added: (H, 1, c), added to bias, or None.
         spec: gives scale and softcap.
+        scratch: N * H * T * c entries at least, overwritten: fresh memory costs more than the softmax.
 
     Returns:
-        (N, groups, T, E).
+        (N, H, T, E).
     """
-    (N, groups, T, _), columns = query.shape, key.shape[1]
-    scores = query.new_empty(N, groups, T, columns)
-    rows, flat = query.reshape(N, groups * T, -1), scores.view(N, groups * T, columns)
-    if spec.softcap is not None:
-        torch.baddbmm(flat, rows, key.transpose(1, 2), beta=0, alpha=spec.scale / spec.softcap, out=flat)
-        scores.tanh_().mul_(spec.softcap).add_(bias if added is None else bias + added)
-    else:
+    (N, H, T, D), (_, G, columns, E) = query.shape, value.shape
+    scores = scratch[: N * H * T * columns].view(N, H, T, columns)
+    flat = scores.view(N * G, -1, columns)  # a key/value head's readers in one product
+    rows, keys = query.reshape(N * G, -1, D), key.reshape(N * G, columns, D).transpose(1, 2)
+    if spec.softcap is None:
         # The bias is written first and the product accumulated onto it: one pass over the scores less.
-        scores.copy_(bias) if added is None else torch.add(bias, added, out=scores)
-        flat.baddbmm_(rows, key.transpose(1, 2), alpha=spec.scale)
+        scores.copy_(bias) if added is None else torch.add(bias.expand_as(scores), added, out=scores)
+        flat.baddbmm_(rows, keys, alpha=spec.scale)
+    else:
+        flat.baddbmm_(rows, keys, beta=0, alpha=spec.scale / spec.softcap)
+        scores.tanh_().mul_(spec.softcap).add_(bias if added is None else bias + added)
     torch.softmax(scores, -1, out=scores)
-    return torch.bmm(flat, value).view(N, groups, T, -1)
+    return torch.bmm(flat, value.reshape(N * G, columns, E)).view(N, H, T, E)

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
 from remixer.mixers.eager import plain_inference
-from remixer.mixers.far_field import FarField
-from remixer.mixers.joint_attention import hidden_score, joint_attention, joint_attention_in_cache
 from remixer.mixers.long_short_reference import long_short_reference
 from remixer.mixers.registry import register
 from remixer.mixers.softmax import allowed_keys, attend
+from remixer.mixers.sight import Sight
 from remixer.mixers.spec import AttentionSpec
-from remixer.mixers.windows import Tiling
+from remixer.mixers.summaries import pool
+from remixer.mixers.tiled_attention import mix_at_once, mix_in_cache
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class LongShort(MixerConfig):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         self.require(self.sinks >= 0, f"sinks can't be negative, got {self.sinks}")
         self.require(self.rank is None or self.rank >= 0, f"rank can't be negative, got {self.rank}")
-        self.require(self.memory is None or self.memory >= 1, f"memory must be at least 1 or None, got {self.memory}")
+        self.require(
+            self.memory is None or self.memory >= 1, f"memory must be at least 1 or None, got {self.memory}"
+        )
         norms, operands = ("none", "paper", "per_head"), ("key", "source")
         self.require(
             self.dual_norm in norms, f"dual_norm must be one of {', '.join(norms)}, got {self.dual_norm!r}"
@@ -76,7 +79,9 @@ class LongShortMixer(Mixer):
         config = config or LongShort()
         super().__init__(spec, config)
         # A pretrained window hid everything beyond it, which neither summaries nor sinks may show.
-        self.rank = 0 if spec.windowed else config.rank if config.rank is not None else 1 if spec.causal else 32
+        self.rank = (
+            0 if spec.windowed else config.rank if config.rank is not None else 1 if spec.causal else 32
+        )
         self.sinks = 0 if spec.windowed else config.sinks
         self.pooling: nn.Parameter | None = None
         self.summary_bias: nn.Parameter | None = None
@@ -104,11 +109,20 @@ class LongShortMixer(Mixer):
         if spec.bias != "none":
             article = "an" if spec.bias == "offset" else "a"
             return Unsupported(f"'long_short' can't carry {article} {spec.bias} bias over to a window")
-        if config.project_from == "source" and config.rank != 0 and not spec.windowed and spec.source_dim is None:
-            return Unsupported("its keys aren't read from one hidden state, which project_from='source' asks for")
+        if (
+            config.project_from == "source"
+            and config.rank != 0
+            and not spec.windowed
+            and spec.source_dim is None
+        ):
+            return Unsupported(
+                "its keys aren't read from one hidden state, which project_from='source' asks for"
+            )
         if config.dual_norm != "none" and spec.head_dim != spec.value_dim:
             sizes = f"{spec.head_dim} and {spec.value_dim}"
-            return Unsupported(f"dual_norm shares one LayerNorm between keys and values, which have sizes {sizes}")
+            return Unsupported(
+                f"dual_norm shares one LayerNorm between keys and values, which have sizes {sizes}"
+            )
         return None
 
     @property
@@ -143,57 +157,41 @@ class LongShortMixer(Mixer):
         # The first segment comes into sight at T = window + segment.
         rank = 0 if spec.causal and config.window + config.segment > T else self.rank
         sight = Sight.of(spec, config, exist, self.sinks, rank)
-        keys, values = Seen(near_key, sight.gather_sinks(near_key)), Seen(near_value, sight.gather_sinks(near_value))
+        far_key, far_value, added = None, None, None
         if rank and self.pooling is not None:
             reads = key if source is None or config.project_from == "key" else source[:, None]
             segment = config.segment if spec.causal else None
             far_key, far_value = pool(self.pooling, reads, key, value, padding, segment)
-            keys = keys._replace(far=self._normed(self.summary_norm, far_key))
-            values = values._replace(far=self._normed(self.summary_norm, far_value))
-        if dropout == 0.0 and plain_inference(query, key, value):
-            return self._in_cache(query, keys, values, sight, masked=padding is not None)
-        return self._at_once(query, keys, values, sight, masked=padding is not None, dropout=dropout)
-
-    def _at_once(
-        self, query: Tensor, keys: Seen, values: Seen, sight: Sight, *, masked: bool, dropout: float
-    ) -> Tensor:
-        """All tiles and heads in one attention: what a graph records and autograd differentiates."""
-        B, T = query.shape[0], query.shape[2]
-        tiles = sight.tiling.count(T)
-        base = sight.bias(0, tiles, B, query.dtype)
-        added = self._added(base.shape[-1], query.dtype)
-        mixed = joint_attention(
-            sight.tiling.queries(query, 0, tiles),
-            sight.columns(*keys, 0, tiles),
-            sight.columns(*values, 0, tiles),
-            base if added is None or not sight.rank else base + added,
-            self.spec,
-            dropout,
-        )
-        return sight.tiling.tokens(_alive(mixed, base) if masked else mixed, B, T)
-
-    def _in_cache(self, query: Tensor, keys: Seen, values: Seen, sight: Sight, *, masked: bool) -> Tensor:
-        """A run of tiles and the readers of one key/value head at a time, so that their scores stay in cache."""
-        spec, tiling, dtype = self.spec, sight.tiling, torch.promote_types(query.dtype, torch.float32)
-        B, T, tiles = query.shape[0], query.shape[2], sight.tiling.count(query.shape[2])
-        run = max(1, SCORES_IN_CACHE // (B * spec.groups * tiling.length * sight.width(T)))
-        out = values.near.new_empty(B, T, spec.heads, spec.value_dim).transpose(1, 2)
-        for first in range(0, tiles, run):
-            stop = min(first + run, tiles)
-            base = sight.bias(first, stop, B, dtype)
-            added = self._added(base.shape[-1], dtype) if sight.rank else None
-            start, end = first * tiling.length, min(stop * tiling.length, T)
-            for g in range(spec.kv_heads):
-                readers = slice(g * spec.groups, (g + 1) * spec.groups)
-                key, value = (sight.columns(*x.head(g), first, stop)[:, 0].to(dtype) for x in (keys, values))
-                rows = tiling.queries(query[:, readers], first, stop).to(dtype)
-                mixed = joint_attention_in_cache(
-                    rows, key, value, base, None if added is None else added[readers], spec
+            far_key, far_value = (self._normed(self.summary_norm, far) for far in (far_key, far_value))
+            if self.summary_bias is not None:
+                added = F.pad(
+                    self.summary_bias[:, None, None].expand(-1, 1, sight.summaries),
+                    (0, sight.width - sight.summaries),
                 )
-                out[:, readers, start:end] = tiling.tokens(_alive(mixed, base) if masked else mixed, B, end - start)
-        return out
+        keys, values = sight.tokens(near_key, far_key), sight.tokens(near_value, far_value)
+        if dropout == 0.0 and plain_inference(query, key, value):
+            return mix_in_cache(query, keys, values, sight, added, masked=padding is not None)
+        return mix_at_once(query, keys, values, sight, added, masked=padding is not None, dropout=dropout)
 
-    def _added(self, columns: int, dtype: torch.dtype) -> Tensor | None:
-        """(H, 1, columns), the learned bias of every head on its summaries."""
-        if self.summary_bias is None:
-            return None
+    def _normed(self, norm: nn.LayerNorm | None, tokens: Tensor) -> Tensor:
+        """(B, G, S, D), every token normalised over all heads together, or over each by itself."""
+        if norm is None:
+            return tokens
+        if self.config.dual_norm == "per_head":
+            return norm(tokens)
+        return norm(tokens.transpose(1, 2).flatten(2)).unflatten(2, tokens.shape[1::2]).transpose(1, 2)
+
+    def reference(
+        self,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> Tensor:
+        """One query at a time over the list of what it sees."""
+        assert query is not None and key is not None and value is not None
+        parameters = dict(self.named_parameters())
+        return long_short_reference(self.spec, self.config, parameters, query, key, value, padding, source)

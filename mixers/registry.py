@@ -58,9 +58,7 @@ def get(name: str) -> type[Mixer]:
         names = available()
         close = difflib.get_close_matches(name, names, n=1)
         hint = f". Did you mean {close[0]!r}?" if close else ""
-        raise UnknownMixerError(
-            f"no mixer named {name!r}; available: {', '.join(map(repr, names))}{hint}"
-        )
+        raise UnknownMixerError(f"no mixer named {name!r}; available: {', '.join(map(repr, names))}{hint}")
     return _MIXERS[name]
 
 

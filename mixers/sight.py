@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,25 @@ from remixer.mixers.sinks import first_existing, gather_tokens
 from remixer.mixers.spec import AttentionSpec
 from remixer.mixers.summaries import log_share
 from remixer.mixers.windows import Tiling
+
+
+class Tokens(NamedTuple):
+    """The keys, or the values, that queries may see.
+
+    Attributes:
+        near: (B, G, T, D), all tokens.
+        sinks: (B, G, sinks, D), or None.
+        far: (B, G, summaries, D), or None.
+    """
+
+    near: Tensor
+    sinks: Tensor | None = None
+    far: Tensor | None = None
+
+
+def join(parts: list[Tensor]) -> Tensor:
+    """What `Sight.parts` gave, or some heads of it, as (B * tiles, G, columns, D)."""
+    return (torch.cat(parts, 3) if len(parts) > 1 else parts[0]).flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,56 +75,47 @@ class Sight:
         tokens = [window if band is None else window & band]
         if self.sinks is not None:
             tokens.insert(0, self._sinks_in_sight(first, stop))
-        parts = [torch.where(seen, 0.0, hidden).to(dtype) for seen in tokens]
+        nothing = torch.zeros((), dtype=dtype, device=self.exist.device)
+        parts = [nothing.masked_fill(~seen, hidden) for seen in tokens]
         if self.rank and self.spec.causal:
             parts.insert(0, self._segment_scores(first, stop, hidden, dtype))
         elif self.rank:
-            near = sum(seen.sum(-1) for seen in tokens)
-            rest = self.exist.sum(-1)[:, None, None] - near if self.config.counted else self.exist.sum(-1)[:, None, None]
-            scores = log_share(rest, self.rank, self.config.counted, hidden, dtype)
+            count = self.exist.sum(-1)[:, None, None]
+            if self.config.counted:  # whoever is seen needs no one to stand for it
+                for seen in tokens:
+                    count = count - seen.sum(-1)
+            scores = log_share(count, self.rank, self.config.counted, hidden, dtype)
             parts.insert(0, scores[..., None].expand(*scores.shape, self.rank))
         samples, rows = max(part.shape[0] for part in parts), max(part.shape[2] for part in parts)
         parts = [part.expand(samples, stop - first, rows, -1) for part in parts]
         return torch.cat(parts, -1).expand(B, -1, -1, -1).flatten(0, 1)[:, None]
 
-    def columns(self, near: Tensor, sinks: Tensor | None, far: Tensor | None, first: int, stop: int) -> Tensor:
-        """Keys or values of all columns.
+    def tokens(self, near: Tensor, far: Tensor | None) -> Tokens:
+        """Keys or values, with the sinks picked out: near (B, G, T, D), far (B, G, summaries, D)."""
+        return Tokens(near, None if self.sinks is None else gather_tokens(near, self.sinks[0]), far)
 
-        Args:
-            near: (B, G, T, D), the tokens.
-            sinks: (B, G, sinks, D), or None.
-            far: (B, G, summaries, D), or None.
-            first: tile to start with.
-            stop: tile to end before.
+    def parts(self, tokens: Tokens, first: int, stop: int) -> list[Tensor]:
+        """Keys or values of all columns, each part (B, tiles, G, columns, D); most are views."""
+        parts = [self.tiling.keys(tokens.near, first, stop)]
+        if tokens.sinks is not None:
+            parts.insert(0, tokens.sinks[:, None].expand(-1, stop - first, -1, -1, -1))
+        if tokens.far is not None and self.spec.causal:
+            by_segment = tokens.far.unflatten(2, (-1, self.rank))
+            index = self._segments(first, stop).clamp(0, by_segment.shape[2] - 1)
+            parts.insert(0, by_segment[:, :, index].flatten(3, 4).transpose(1, 2))
+        elif tokens.far is not None:
+            parts.insert(0, tokens.far[:, None].expand(-1, stop - first, -1, -1, -1))
+        return parts
 
-        Returns:
-            (B * tiles, G, columns, D).
-        """
-        parts = [self.tiling.keys(near, first, stop)]
-        if sinks is not None:
-            parts.insert(0, self._for_tiles(sinks, stop - first))
-        if far is not None and self.spec.causal:
-            index = self._segments(first, stop)
-            by_segment = far.unflatten(2, (-1, self.rank))
-            seen = by_segment[:, :, index.clamp(0, by_segment.shape[2] - 1)].flatten(3, 4)
-            parts.insert(0, seen.transpose(1, 2).flatten(0, 1))
-        elif far is not None:
-            parts.insert(0, self._for_tiles(far, stop - first))
-        return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+    @property
+    def summaries(self) -> int:
+        """How many columns of a tile are summaries."""
+        return self.rank * (self._reach() if self.spec.causal else 1)
 
-    def gather_sinks(self, tokens: Tensor) -> Tensor | None:
-        """(B, G, T, D) to (B, G, sinks, D), or None if there are none."""
-        return None if self.sinks is None else gather_tokens(tokens, self.sinks[0])
-
-    def width(self, T: int) -> int:
-        """The number of columns of one tile."""
-        sinks = 0 if self.sinks is None else self.sinks[0].shape[1]
-        summaries = self._reach(T) if self.spec.causal else 1
-        return self.tiling.span + sinks + self.rank * summaries
-
-    def _for_tiles(self, shared: Tensor, tiles: int) -> Tensor:
-        """(B, G, n, D), the same for all tiles, to (B * tiles, G, n, D)."""
-        return shared[:, None].expand(-1, tiles, -1, -1, -1).flatten(0, 1)
+    @property
+    def width(self) -> int:
+        """How many columns a tile has."""
+        return self.summaries + (0 if self.sinks is None else self.sinks[0].shape[1]) + self.tiling.span
 
     def _band(self) -> Tensor | None:
         """(length, span) bool, what queries see by their distance from keys; None for all."""
@@ -130,17 +140,17 @@ class Sight:
         start = query[:, :1, None] - self.tiling.before
         return there & ((position < start) | (position >= start + self.tiling.span))
 
-    def _reach(self, T: int) -> int:
+    def _reach(self) -> int:
         """How many segments the queries of a tile see between them."""
         segment, memory = self.config.segment, self.config.memory
         if memory is None:
-            return T // segment
+            return self.exist.shape[1] // segment
         # The last query's window starts length - 1 tokens after the first's, and lets in as many segments more.
         return memory - (-(self.tiling.length - 1) // segment)
 
     def _segments(self, first: int, stop: int) -> Tensor:
         """(tiles, segments), which segments' summaries the tiles hold; some may not exist."""
-        reach = torch.arange(self._reach(self.exist.shape[1]), device=self.exist.device)
+        reach = torch.arange(self._reach(), device=self.exist.device)
         if self.config.memory is None:
             return reach.expand(stop - first, -1)
         start = self.tiling.positions(first, stop, self.exist.device)[:, :1] - self.config.window + 1
@@ -157,5 +167,5 @@ class Sight:
             seen = seen & (index[:, None] >= before - self.config.memory)
         count = self.exist[:, : total * segment].unflatten(1, (total, segment)).sum(-1)
         share = log_share(count, self.rank, self.config.counted, hidden, dtype)
-        scores = torch.where(seen, share[:, index.clamp(0, total - 1)][:, :, None], hidden)
+        scores = share[:, index.clamp(0, total - 1)][:, :, None].masked_fill(~seen, hidden)
         return scores.repeat_interleave(self.rank, -1)

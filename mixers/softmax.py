@@ -21,7 +21,9 @@ def repeat_heads(tensor: Tensor, groups: int) -> Tensor:
     return tensor[:, :, None].expand(B, G, groups, S, D).reshape(B, G * groups, S, D)
 
 
-def allowed_keys(spec: AttentionSpec, T: int, S: int, padding: Tensor | None, device: torch.device) -> Tensor | None:
+def allowed_keys(
+    spec: AttentionSpec, T: int, S: int, padding: Tensor | None, device: torch.device
+) -> Tensor | None:
     """Which keys each query may see by causality, window and padding.
 
     Returns:
@@ -169,7 +171,11 @@ class Softmax(Mixer):
                     scores = spec.softcap * torch.tanh(scores / spec.softcap)
                 if bias is not None:
                     whole = bias.broadcast_to(B, H, T, S)[b, :, t]
-                    scores = scores.masked_fill(~whole, -torch.inf) if whole.dtype == torch.bool else scores + whole
+                    scores = (
+                        scores.masked_fill(~whole, -torch.inf)
+                        if whole.dtype == torch.bool
+                        else scores + whole
+                    )
                 weights = torch.softmax(scores, -1) if seen else scores
                 rows.append((weights[..., None] * value[b, :, seen]).sum(1))
         return torch.stack(rows).view(B, T, H, -1).transpose(1, 2)

@@ -72,7 +72,10 @@ class AttentionSpec:
         """
         heads = f"{self.heads} heads" if self.groups == 1 else f"{self.heads} heads on {self.kv_heads}"
         size = f"{self.head_dim}" if self.head_dim == self.value_dim else f"{self.head_dim}/{self.value_dim}"
-        words = [f"{heads} of {size}", "cross" if self.cross else "causal" if self.causal else "bidirectional"]
+        words = [
+            f"{heads} of {size}",
+            "cross" if self.cross else "causal" if self.causal else "bidirectional",
+        ]
         left, right = self.window
         if self.windowed:
             seen = [f"{left} before" if left is not None else "all before"]

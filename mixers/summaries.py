@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from remixer.mixers.eager import plain_inference
+
+# How many weights of summaries are made before they are used, where that is free to choose.
+WEIGHTS_IN_CACHE = 2**18
+
 
 def pool(
     pooling: Tensor, reads: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, segment: int | None
@@ -22,6 +27,29 @@ def pool(
     Returns:
         (B, G, J, D) and (B, G, J, E), J = rank, or segments * rank with the segment leading.
     """
+    B, G, S, _ = key.shape
+    heads = G
+    if plain_inference(pooling, key, value):
+        heads = max(1, min(G, WEIGHTS_IN_CACHE // (B * S * pooling.shape[2])))
+    far = [
+        _pool(
+            pooling[g : g + heads],
+            reads if reads.shape[1] == 1 else reads[:, g : g + heads],
+            key[:, g : g + heads],
+            value[:, g : g + heads],
+            padding,
+            segment,
+        )
+        for g in range(0, G, heads)
+    ]
+    far_key, far_value = ([pair[i] for pair in far] for i in (0, 1))
+    return (torch.cat(far_key, 1), torch.cat(far_value, 1)) if len(far) > 1 else far[0]
+
+
+def _pool(
+    pooling: Tensor, reads: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, segment: int | None
+) -> tuple[Tensor, Tensor]:
+    """`pool` for some of the heads."""
     logits = pooling.transpose(1, 2) @ reads.transpose(2, 3)  # (B, G, rank, S)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     S = key.shape[2]
@@ -52,4 +80,4 @@ def log_share(count: Tensor, rank: int, counted: bool, hidden: float, dtype: tor
     """
     share = count.clamp(min=1).to(torch.promote_types(dtype, torch.float32)) / rank
     scores = share.log() if counted else torch.zeros_like(share)
-    return torch.where(count > 0, scores, hidden).to(dtype)
+    return scores.masked_fill(count == 0, hidden).to(dtype)

@@ -87,7 +87,7 @@ class ToeplitzMixer(Mixer):
             self.gate = Gate(spec.heads, spec.head_dim, spec.value_dim)
         elif config.gate == "value":
             self.gate = Gate(spec.heads, spec.value_dim, spec.value_dim)
-        self._spectra: Recent[tuple[Tensor, Tensor | None]] = Recent()
+        self._kernels: Recent[tuple[Tensor, Tensor | None, Tensor | None]] = Recent()
 
     @classmethod
     def supports(cls, spec: AttentionSpec, config: Toeplitz) -> Unsupported | None:
@@ -121,7 +121,9 @@ class ToeplitzMixer(Mixer):
         if not config.normalise:
             return (encoded * fade.exp()).masked_fill(hidden, 0.0)
         logs = (encoded + fade).masked_fill(hidden, -torch.inf)
-        return (logs - logs.detach().amax(-1, keepdim=True)).exp()  # rows are divided by their sum: any factor will do
+        return (
+            logs - logs.detach().amax(-1, keepdim=True)
+        ).exp()  # rows are divided by their sum: any factor will do
 
     def forward(
         self,
@@ -141,49 +143,46 @@ class ToeplitzMixer(Mixer):
         if padding is not None:
             value = value.masked_fill(~padding[:, None, :, None], 0.0)
         length = transform_length(T)
-        spectrum, sums = self._kernel(T, length, dtype, padding is None)
-        if not self.config.normalise or padding is None:
-            mixed = convolve(spectrum, value.to(dtype), length, sums)
+        spectrum, scale, itself = self._kernel(T, length, dtype)
+        if padding is None or itself is None:
+            mixed = convolve(spectrum, value.to(dtype), length, scale)
         else:
-            exist = padding[:, None, :, None].to(dtype)
-            seen = convolve(spectrum, exist, length)
+            seen = convolve(spectrum, padding[:, None, :, None].to(dtype), length)
             # Every query that exists sees itself. The others may be so far from all keys that only rounding
             # errors are left of their sum.
-            assert sums is not None
-            mixed = convolve(spectrum, value.to(dtype), length) / torch.maximum(seen, sums.transpose(-1, -2))
+            mixed = convolve(spectrum, value.to(dtype), length) / torch.maximum(seen, itself)
         if self.gate is not None:
             operand = query if self.config.gate == "query" else value
             assert operand is not None
             mixed = mixed * self.gate(operand)
         return mixed.to(value.dtype)
 
-    def _kernel(self, T: int, length: int, dtype: torch.dtype, full: bool) -> tuple[Tensor, Tensor | None]:
+    def _kernel(self, T: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What the values are convolved with, kept between calls in plain inference.
 
         Returns:
-            The spectrum, and where rows are normalised: 1 / sum of every row (H, E or 1, T) if all keys exist
-            (full), else the least sum that a row with a query can have (H, E or 1, 1).
+            The spectrum and, where rows are normalised, 1 / the sum of every row over all keys (H, E or 1, T), and
+            what every query gives itself (H, 1, E or 1).
         """
 
-        def make() -> tuple[Tensor, Tensor | None]:
+        def make() -> tuple[Tensor, Tensor | None, Tensor | None]:
             coefficients = self.coefficients(T).to(dtype)
             spectrum = spectrum_of(coefficients, T, length, self.spec.causal)
             if not self.config.normalise:
-                return spectrum, None
+                return spectrum, None, None
             middle = 0 if self.spec.causal else T - 1
-            if not full:
-                tiny = torch.finfo(dtype).tiny
-                return spectrum, coefficients[..., middle : middle + 1].clamp(min=tiny)
             sums = coefficients[..., middle:].cumsum(-1)
             if not self.spec.causal:
                 future = coefficients[..., :middle].flip(-1).cumsum(-1).flip(-1)
                 sums = sums + F.pad(future, (0, 1))
-            return spectrum, sums.clamp(min=torch.finfo(dtype).tiny).reciprocal()
+            tiny = torch.finfo(dtype).tiny
+            itself = coefficients[..., middle, None].clamp(min=tiny).transpose(1, 2)
+            return spectrum, sums.clamp(min=tiny).reciprocal(), itself
 
         parameters = list(self.encoder.parameters())
         if self.training or not plain_inference(*parameters):
             return make()
-        return self._spectra.get((T, length, dtype, full), parameters, make)
+        return self._kernels.get((T, length, dtype), parameters, make)
 
     def reference(
         self,

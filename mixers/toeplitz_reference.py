@@ -46,7 +46,11 @@ def toeplitz_mixer_reference(
         P = P / torch.maximum(P.sum(-1), itself[..., None])[..., None]
     mixed = torch.einsum("bheij,bhje->bhie", P.expand(-1, -1, E, -1, -1), wide * exist[:, None, :, None])
     if config.gate != "none":
-        operand = query.to(dtype) if config.gate == "query" and query is not None else wide * exist[:, None, :, None]
+        operand = (
+            query.to(dtype)
+            if config.gate == "query" and query is not None
+            else wide * exist[:, None, :, None]
+        )
         reads = torch.einsum("bhti,hie->bhte", operand, parameters["gate.weight"].to(dtype))
         mixed = mixed * 2.0 * torch.sigmoid(reads + parameters["gate.bias"].to(dtype))
     return mixed.to(value.dtype)

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from remixer.mixers.eager import plain_inference
+
 
 @dataclass(frozen=True)
 class Tiling:
     """Tile i holds the queries from i * length on; its keys reach `before` and `after` tokens beyond them.
 
-    All methods take tiles first..stop-1 of a sequence of T tokens, and fold them into the batch: sample b's tile
-    i lies at b * (stop - first) + i - first. What lies outside of the sequence is zero.
+    All methods take tiles first..stop-1 of a sequence of T tokens. What lies outside of the sequence is zero.
     """
 
     length: int
@@ -32,14 +33,20 @@ class Tiling:
 
     def queries(self, tokens: Tensor, first: int, stop: int) -> Tensor:
         """(B, H, T, D) to (B * tiles, H, length, D)."""
-        run = F.pad(tokens, (0, 0, -first * self.length, stop * self.length - tokens.shape[2]))
+        if plain_inference(tokens) and stop * self.length <= tokens.shape[2]:
+            run = tokens[:, :, first * self.length : stop * self.length]  # a view, where padding would copy
+        else:
+            run = F.pad(tokens, (0, 0, -first * self.length, stop * self.length - tokens.shape[2]))
         return run.unflatten(2, (stop - first, self.length)).transpose(1, 2).flatten(0, 1)
 
     def keys(self, tokens: Tensor, first: int, stop: int) -> Tensor:
-        """(B, G, T, D) to (B * tiles, G, span, D)."""
-        around = (self.before - first * self.length, stop * self.length + self.after - tokens.shape[2])
-        run = F.pad(tokens, (0, 0, *around)).unfold(2, self.span, self.length)
-        return run.permute(0, 2, 1, 4, 3).flatten(0, 1)
+        """(B, G, T, D) to (B, tiles, G, span, D), a view of overlapping tiles."""
+        start, end = first * self.length - self.before, stop * self.length + self.after
+        if plain_inference(tokens) and start >= 0 and end <= tokens.shape[2]:
+            run = tokens[:, :, start:end]
+        else:
+            run = F.pad(tokens, (0, 0, -start, end - tokens.shape[2]))
+        return run.unfold(2, self.span, self.length).permute(0, 2, 1, 4, 3)
 
     def exist(self, padding: Tensor, first: int, stop: int) -> Tensor:
         """(B, T) bool to (B, tiles, span): which keys of a tile are there."""

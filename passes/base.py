@@ -56,9 +56,9 @@ class Result:
 class Pass(abc.ABC):
     """One transformation of a program. A subclass is a frozen dataclass of its options and defines `run`.
 
-    Calling a pass checks `requires`, copies the program, lets `run` edit the copy, lints the graph, makes sure
-    that the outputs kept their shapes and dtypes, and checks `ensures` on the result. Passes take a Program or
-    a GraphModule, so they also run inside `torch.fx.passes.infra.pass_manager.PassManager`.
+    Calling a pass checks `requires`, copies the program, lets `run` edit the copy, lints the graph, makes
+    sure that the outputs kept their shapes and dtypes, and checks `ensures` on the result. Passes take a
+    Program or a GraphModule, so they also run inside `torch.fx.passes.infra.pass_manager.PassManager`.
     """
 
     @property
@@ -66,14 +66,14 @@ class Pass(abc.ABC):
         """How reports call the pass."""
         return type(self).__name__
 
-    def requires(self, program: Program) -> None:
+    def requires(self, program: Program) -> None:  # noqa: B027 (most passes require nothing)
         """Raise PreconditionError if the pass can't work on this program."""
 
     @abc.abstractmethod
     def run(self, editor: Editor) -> None:
         """Make the changes, through the editor only."""
 
-    def ensures(self, before: Program, after: Program) -> None:
+    def ensures(self, before: Program, after: Program) -> None:  # noqa: B027 (most promise no more)
         """Raise PassError if the result isn't what the pass promises."""
 
     def __call__(self, program: Program | fx.GraphModule) -> Result:
@@ -151,7 +151,7 @@ class Pipeline:
 
 def _same_outputs(name: str, before: fx.Graph, after: fx.Graph) -> None:
     def described(graph: fx.Graph) -> list[tuple[object, ...]]:
-        found = []
+        found: list[tuple[object, ...]] = []
         for leaf in pytree.tree_leaves(graph.output_node().args):
             value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf
             if isinstance(value, torch.Tensor):

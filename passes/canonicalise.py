@@ -12,6 +12,7 @@ from torch import fx
 
 from remixer.passes.base import Pass
 from remixer.rewrite.editor import Editor
+from remixer.rewrite.effects import storages_of, written_storages
 from remixer.rewrite.match import arguments
 from remixer.rewrite.program import shape_of
 
@@ -25,8 +26,10 @@ def _same_shape(node: fx.Node, operand: fx.Node) -> bool:
 def _cast(node: fx.Node, operand: fx.Node) -> bool:
     """A cast to the dtype and device that the operand has."""
     given, result = operand.meta["val"], node.meta["val"]
+    options = arguments(node)
     same = given.dtype == result.dtype and given.device == result.device
-    return same and not arguments(node).get("copy", False)
+    as_it_lies = options.get("memory_format") in (None, torch.preserve_format)
+    return same and as_it_lies and not options.get("copy", False)
 
 
 def _slice(node: fx.Node, operand: fx.Node) -> bool:
@@ -71,22 +74,27 @@ FOLDS: dict[Any, Callable[[fx.Node, fx.Node], bool]] = {
     aten.mul.Tensor: _neutral(1),
     aten.div.Tensor: _neutral(1),
 }
+_COPIES = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 
 
 @dataclass(frozen=True)
 class Canonicalise(Pass):
     """Fold casts, slices, expansions and arithmetic that change nothing.
 
-    `contiguous` stays, since a later `view` may need it; rules see through it.
+    `contiguous` stays, since a later `view` may need it; rules see through it. Arithmetic stays where a
+    storage is written to: its result is a copy, and the operand is not.
     """
 
     def run(self, editor: Editor) -> None:
         """See Pass.run."""
+        changed = written_storages(editor.graph)
         for node in list(editor.graph.nodes):
             fold = FOLDS.get(node.target) if node.op == "call_function" else None
             if fold is None or not node.args or not isinstance(operand := node.args[0], fx.Node):
                 continue
             if not isinstance(operand.meta.get("val"), torch.Tensor) or node.meta.get("val") is None:
+                continue
+            if changed and node.target in _COPIES and changed & (storages_of(node) | storages_of(operand)):
                 continue
             if fold(node, operand):
                 editor.replace(node, operand)

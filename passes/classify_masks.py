@@ -11,8 +11,9 @@ from torch import fx
 from remixer.mixers import AttentionSpec, Softmax
 from remixer.passes.base import Pass
 from remixer.passes.mask_fit import MaskForm, NoFitError, allowed_in, fit
-from remixer.passes.mask_trials import NotTriedError, Padding, padding_candidates, run_trials
-from remixer.passes.sites import Site, sites_of
+from remixer.passes.mask_trials import Padding, padding_candidates, run_trials
+from remixer.passes.sites import Site, lengths_of, sites_of
+from remixer.passes.trial_sizes import NotTriedError
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Miss
 from remixer.rewrite.program import Program, expression
@@ -33,21 +34,20 @@ class Understood:
 class ClassifyMasks(Pass):
     """Fit causal, window, padding and bias to every site's mask by running its slice; keep what doesn't fit.
 
-    The (B, S) padding tensor is looked for inside the slice, so that nothing quadratic is needed any more. A mask
-    that is not understood stays a dense bias, with the reason in the site's record.
+    The (B, S) padding tensor is looked for inside the slice, so that nothing quadratic is needed any more. A
+    mask that is not understood stays a dense bias, with the reason in the site's record.
     """
 
     def run(self, editor: Editor) -> None:
         """See Pass.run."""
         slicer = Slicer(editor.program)
         known: dict[fx.Node, Understood | str] = {}
-        paddings: dict[Padding, fx.Node] = {}
-        for site in sites_of(editor.program):
-            mask = site.operand("bias")
-            if mask is None:
-                continue
+        masked = [(site, mask) for site in sites_of(editor.program) if (mask := site.operand("bias"))]
+        for site, mask in masked:  # all before the first edit, which would change the graph under the slicer
             if mask not in known:
                 known[mask] = understand(editor.program, slicer, site, mask)
+        paddings: dict[Padding, fx.Node] = {}
+        for site, mask in masked:
             found = known[mask]
             if isinstance(found, str):
                 site.node.meta["site"] = replace(site.record, note=found)
@@ -59,9 +59,7 @@ class ClassifyMasks(Pass):
 
 def understand(program: Program, slicer: Slicer, site: Site, mask: fx.Node) -> Understood | str:
     """What a mask means, or why that can't be told."""
-    query, key = site.operand("query"), site.operand("key")
-    assert query is not None and key is not None
-    lengths = (query.meta["val"].shape[2], key.meta["val"].shape[2])
+    lengths = lengths_of(site)
     keys = expression(lengths[1])
     aligned = expression(lengths[0]) == keys
     reasons: list[str] = []

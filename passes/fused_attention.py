@@ -44,8 +44,11 @@ class FusedAttention(Rule):
         given = arguments(node)
         query, key, value = match["query"], ungrouped(match, "key"), ungrouped(match, "value")
         for name, operand in (("query", query), ("key", key), ("value", value)):
-            if len(shape_of(operand) or ()) != 4:
-                return Miss(f"{name} has shape {shape_of(operand)}, expected (B, H, T, D)", operand)
+            shape = shape_of(operand) or ()
+            if len(shape) != 4 or not shape[3].is_Integer:
+                return Miss(f"{name} has shape {shape}, expected (B, H, T, D) with a fixed D", operand)
+        if not isinstance(given["scale"], (int, float, type(None))):
+            return Miss("the scale is computed", node)
         heads, kv_heads = heads_of(query), heads_of(key)
         if isinstance(heads, Miss):
             return heads
@@ -55,9 +58,11 @@ class FusedAttention(Rule):
             return Miss(f"{heads} query heads on {kv_heads} key and {heads_of(value)} value heads", node)
         (_, _, T, D), (_, _, S, _), (_, _, _, E) = shape_of(query), shape_of(key), shape_of(value)  # type: ignore[misc]
         if given["is_causal"] and T != S:
-            return Miss(f"causal with {T} queries and {S} keys: which keys a query sees depends on the backend", node)
+            return Miss(
+                f"causal with {T} queries and {S} keys: which keys a query sees depends on the backend", node
+            )
         dropout = attention_dropout(match, given["dropout_p"])
-        source = hidden_state(key)
+        source = hidden_state(key, match.graph_module)
         spec = AttentionSpec(
             heads=heads,
             kv_heads=kv_heads,
@@ -75,6 +80,8 @@ class FusedAttention(Rule):
 
     def rewrite(self, found: Reading, editor: Editor) -> fx.Node:
         """See Rule.rewrite."""
-        cuts = {"query": found.query, "key": found.key, "value": found.value}
-        assert found.key is not None
-        return raised(found, editor, self.name, found.query, found.key, found.value, found.mask, cuts)
+        query, key, value, mask = found.query, found.key, found.value, found.mask
+        assert key is not None
+        cuts = {"query": query, "key": key, "value": value}
+        masks = [mask] if mask is not None else []
+        return raised(found, editor, self.name, query, key, value, mask, cuts, masks=masks)

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.spec import Bias, DeadRows
 from remixer.passes.mask_trials import Trial
 
-# Added to a score, less than this hides the key. Real biases stay above; masks use -1e4, -1e9, the lowest number.
+# Added to a score, less than this hides the key. Real biases stay above; masks use -1e4, -1e9, the lowest
+# number of the dtype.
 HIDDEN = -5e3
+ROUNDED_AWAY = 20.0  # scores beside a number that is coarser than this have no effect
 
 
 @dataclass(frozen=True)
@@ -110,34 +113,66 @@ def _contradiction(trial: Trial, left: int | None, right: int | None, padding: b
 def _bias(trials: Sequence[Trial]) -> Bias:
     """Nothing, one value per head and offset, or anything else, where allowed."""
     form: Bias = "none"
+    by_offset: dict[int, Tensor] = {}
     for trial in trials:
         if trial.mask.dtype == torch.bool:
             continue
         values = trial.mask.broadcast_to(*trial.mask.shape[:2], trial.queries, trial.keys)
         allowed = allowed_in(trial).broadcast_to(values.shape)
-        if not values[allowed].any():
-            continue
-        form = "offset"
-        if trial.queries != trial.keys or not _by_offset(values, allowed):
-            return "dense"
+        if values[allowed].any():
+            form = "offset"
+        if trial.queries != trial.keys or not _by_offset(values, allowed, by_offset):
+            form = "dense" if form == "offset" else form
+        if form == "dense":
+            break
     return form
 
 
-def _by_offset(values: Tensor, allowed: Tensor) -> bool:
-    """Whether, for each head, all allowed entries of one diagonal are equal, over rows of the batch too."""
-    known = torch.where(allowed, values, torch.nan)
-    for offset in range(-values.shape[2] + 1, values.shape[3]):
-        diagonal = known.diagonal(offset, 2, 3)  # (B, H, n)
-        common = diagonal.nan_to_num(-torch.inf).amax((0, 2), keepdim=True)
-        if ((diagonal != common) & ~diagonal.isnan()).any():
+def _by_offset(values: Tensor, allowed: Tensor, known: dict[int, Tensor]) -> bool:
+    """Whether, for each head, all allowed entries of an offset are equal, over rows and the batch too.
+
+    Args:
+        values: (B, H, T, T).
+        allowed: the same shape, bool.
+        known: (H,) value of each offset met in other trials; those met here are added.
+    """
+    low, high = (
+        _diagonals(torch.where(allowed, values.double(), filler)).amin((0, 2))
+        for values, filler in ((values, torch.inf), (-values, torch.inf))
+    )
+    high = -high  # (H, 2 T - 1), as low: smallest and largest value of each offset
+    met = low.isfinite()
+    if (low != high)[met].any():
+        return False
+    last = values.shape[3] - 1
+    for offset in range(-last, last + 1):
+        column, seen = low[:, offset + last], met[:, offset + last]
+        if not seen.any():
+            continue
+        before = known.setdefault(offset, torch.where(seen, column, torch.nan))
+        both = seen & ~before.isnan()
+        if (before != column)[both].any():
             return False
+        known[offset] = torch.where(seen, column, before)
     return True
 
 
+def _diagonals(values: Tensor) -> Tensor:
+    """(B, H, T, T) to (B, H, T, 2 T - 1): entry s - t of each row in column s - t + T - 1, else infinity."""
+    T = values.shape[2]
+    skewed = F.pad(values.flip(2), (0, T), value=torch.inf).flatten(2)[..., : T * (2 * T - 1)]
+    return skewed.unflatten(2, (T, 2 * T - 1))
+
+
 def _dead_rows(trials: Sequence[Trial]) -> DeadRows:
-    if any(trial.mask.dtype == torch.bool for trial in trials):
-        return "zero"
-    lowest = min(float(trial.mask.min()) for trial in trials)
+    """What softmax makes of a row of nothing but the number that hides: it depends on its size."""
+    masks = [trial.mask for trial in trials]
+    lowest = min(float(mask.min()) for mask in masks if mask.dtype != torch.bool) if _additive(masks) else 0.0
     if lowest == -torch.inf or lowest > HIDDEN:
         return "zero"
-    return "mean" if lowest < -1e30 else "all"
+    # Beside a number so large scores round to nothing, and every key weighs the same.
+    return "mean" if -lowest * torch.finfo(masks[0].dtype).eps > ROUNDED_AWAY else "all"
+
+
+def _additive(masks: Sequence[Tensor]) -> bool:
+    return all(mask.dtype != torch.bool for mask in masks)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import sympy
 import torch
-from torch import fx
+from torch import fx, nn
 
 from remixer.rewrite.editor import Editor
+from remixer.rewrite.effects import storages_of
 from remixer.rewrite.match import Match, Miss
 from remixer.rewrite.pattern import Pattern, Recorder
 from remixer.rewrite.program import shape_of
@@ -17,16 +19,32 @@ aten = torch.ops.aten
 
 _RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
 _COPIES = (aten.contiguous.default, aten.clone.default)
+# Operators with weights, other than `linear`, that may make keys of hidden states.
+_PROJECTIONS = {
+    aten.addmm.default,
+    aten.mm.default,
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.convolution.default,
+    aten.embedding.default,
+    aten.scaled_dot_product_attention.default,
+}
+_PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default}
 
 
 def grouped(p: Recorder, name: str) -> Pattern:
     """A key or value, (B, H, S, D), that may be (B, G, S, D) repeated for the query heads of each group.
 
-    The match has `name` for what is repeated and `name_whole` for the result; `ungrouped` decides between them.
+    The match has `name` for what is repeated and `name_whole` for the result; `ungrouped` decides between
+    them.
     """
     one = p.tensor(name)
     stretched = p.call(
-        aten.expand.default, p.call(aten.unsqueeze.default, one, 2, shared=True), p.any(""), rest=True, shared=True
+        aten.expand.default,
+        p.call(aten.unsqueeze.default, one, 2, shared=True),
+        p.any(""),
+        rest=True,
+        shared=True,
     )
     copied = p.through(stretched, [p.step(_COPIES)], f"{name}_copies")
     repeated = p.call(_RESHAPES, copied, p.any(""), shared=True)
@@ -55,12 +73,15 @@ def ungrouped(match: Match, name: str) -> fx.Node:
 def transposed(p: Recorder, name: str) -> Pattern:
     """A key of which the last two dimensions were exchanged; see `untransposed`."""
     inner = p.call(aten.transpose.int, grouped(p, name), p.constant("dim0"), p.constant("dim1"), shared=True)
-    return p.either("layout", exchanged=inner, plain=p.tensor(""))
+    short = p.call([aten.mT.default, aten.adjoint.default], grouped(p, name), shared=True)
+    return p.either("layout", exchanged=inner, short=short, plain=p.tensor(""))
 
 
 def _exchanged(match: Match) -> bool:
     if match.tag("layout") == "plain":
         return False
+    if match.tag("layout") == "short":
+        return True
     rank = len(shape_of(match["key_whole"]) or ())
     return {match["dim0"] % rank, match["dim1"] % rank} == {rank - 1, rank - 2}
 
@@ -78,12 +99,16 @@ def untransposed(match: Match, editor: Editor) -> fx.Node:
 
 
 def heads_of(node: fx.Node) -> int | Miss:
-    """H of a (B, H, T, D) or a (B * H, T, D) operand; the batch is what is symbolic, or fixed beside one head."""
+    """H of a (B, H, T, D) or a (B * H, T, D) operand; what is symbolic in a first dimension is the batch."""
     shape = shape_of(node)
     if shape is None or len(shape) not in (3, 4):
         return Miss(f"{node.name} has shape {shape}, expected (B, H, T, D) or (B * H, T, D)", node)
     if len(shape) == 4:
-        return int(shape[1]) if shape[1].is_Integer else Miss(f"the number of heads, {shape[1]}, is not fixed", node)
+        return (
+            int(shape[1])
+            if shape[1].is_Integer
+            else Miss(f"the number of heads, {shape[1]}, is not fixed", node)
+        )
     factor, symbols = sympy.sympify(shape[0]).as_coeff_Mul()
     if not factor.is_Integer or not symbols.free_symbols:
         return Miss(f"can't tell batch from heads in the first dimension, {shape[0]}", node)
@@ -97,10 +122,10 @@ def lifted(node: fx.Node, heads: int, editor: Editor, before: fx.Node) -> fx.Nod
     return editor.call(aten.unflatten.int, node, 0, [-1, heads], before=before)
 
 
-def hidden_state(key: fx.Node) -> fx.Node | None:
-    """The (B, S, C) tensor that a key's projection reads, if there is one such.
+def hidden_state(key: fx.Node, graph_module: fx.GraphModule) -> fx.Node | None:
+    """The (B, S, C) tensor that a key's projection reads, if there is one such and it is an `nn.Linear`'s.
 
-    Walks back from the key through everything that is not a projection (head splits, rotary embeddings, norms).
+    Walks back from the key through what is no projection: head splits, rotary embeddings, norms of heads.
     """
     shape = shape_of(key)
     found: set[fx.Node] = set()
@@ -113,6 +138,8 @@ def hidden_state(key: fx.Node) -> fx.Node | None:
         seen.add(node)
         if node.target is aten.linear.default:
             found.add(node.args[0])  # type: ignore[arg-type]
+        elif node.target in _PROJECTIONS or _reads_parameter(node, graph_module):
+            return None
         else:
             stack.extend(node.all_input_nodes)
     if len(found) != 1 or shape is None:
@@ -122,3 +149,14 @@ def hidden_state(key: fx.Node) -> fx.Node | None:
     if state_shape is None or len(state_shape) != 3 or state_shape[1] != shape[-2]:
         return None
     return state if state_shape[0] == shape[0] and state_shape[2].is_Integer else None
+
+
+def _reads_parameter(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Whether a product is with a parameter; rotary embeddings multiply positions with a buffer."""
+    if node.target not in _PRODUCTS:
+        return False
+    held = {storage for operand in node.all_input_nodes for storage in storages_of(operand)}
+    return any(
+        storage.op == "get_attr" and isinstance(attrgetter(str(storage.target))(graph_module), nn.Parameter)
+        for storage in held
+    )

@@ -34,13 +34,18 @@ def growth(program: Program) -> Growth:
 
 
 def length_symbols(program: Program) -> frozenset[sympy.Symbol]:
-    """The symbols that the lengths of sites are made of; the inputs' own where there is no site."""
-    found: set[sympy.Symbol] = set()
+    """What counts as length: the inputs' lengths and those of the sites, without the sites' batch.
+
+    The sites tell where an input has its tokens in the first dimension and its rows in the second.
+    """
+    lengths, batch = set(program.length), set()
     for site in sites_of(program):
         for name in ("query", "key", "value"):
             if (operand := site.operand(name)) is not None:
-                found |= expression(operand.meta["val"].shape[2]).free_symbols
-    return frozenset(found) or program.length
+                shape = operand.meta["val"].shape
+                lengths |= expression(shape[2]).free_symbols
+                batch |= expression(shape[0]).free_symbols
+    return frozenset(lengths - batch) or program.length
 
 
 def _unit(program: Program, length: frozenset[sympy.Symbol]) -> float:
@@ -81,4 +86,6 @@ class ProveGrowth(Pass):
                 f"{node.node} {node.shape}" + (f" at {node.path}" if node.path else "")
                 for node in found.to_blame()[:5]
             )
-            raise PassError(f"the graph grows as {found.order}, at most {self.at_most} was asked for: {blamed}")
+            raise PassError(
+                f"the graph grows as {found.order}, at most {self.at_most} was asked for: {blamed}"
+            )

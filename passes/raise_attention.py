@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ def attention_dropout(match: Match, given: Any) -> float:
     """The probability with which weights are dropped in training: a number, or what a module gives."""
     if isinstance(given, (int, float)):
         return float(given)
-    module = match.root.graph.owning_module.get_submodule(str(given.target))
+    module = match.module(given)
     assert isinstance(module, (Dropout, DropoutProbability))
     return module.p
 
@@ -50,6 +50,7 @@ def raised(
     mask: fx.Node | None,
     cuts: Mapping[str, fx.Node],
     *,
+    masks: Iterable[fx.Node] = (),
     flat: bool = False,
 ) -> fx.Node:
     """Add a call of the canonical operator and record the site on it.
@@ -63,6 +64,7 @@ def raised(
         value: (B, G, S, E).
         mask: broadcastable to (B, H, T, S), or None; not yet understood, hence a dense bias.
         cuts: existing nodes from which both forms of the attention start, by operand.
+        masks: existing nodes that the mask is made from.
         flat: the original's output is (B * H, T, E).
 
     Returns:
@@ -77,7 +79,7 @@ def raised(
     B, H, T, _ = fake_query.shape
     result = fake_value.new_empty((B, H, T, fake_value.shape[-1]))
     target = editor.register(f"{path}.attention" if path else "attention", Softmax(found.spec).eval())
-    node = editor.call_module(target, before=root, fake=result, **operands)
+    node = editor.call_module(target, operands, before=root, fake=result)
     last = editor.call(torch.ops.aten.flatten.using_ints, node, 0, 1, before=root) if flat else node
     node.meta["site"] = SiteRecord(
         name=_unique(path or "attention", editor.graph),
@@ -87,6 +89,7 @@ def raised(
         original=root.name,
         result=last.name,
         cuts={name: cut.name for name, cut in cuts.items()},
+        masks=tuple(term.name for term in masks),
     )
     return last
 

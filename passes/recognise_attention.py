@@ -37,9 +37,10 @@ class RecogniseAttention(Pass):
         raised = {editor_node.name for editor_node in _covered(editor)}
         told = {miss.site or (module_path(miss.node) if miss.node else "") for miss in editor.misses}
         for node in editor.graph.nodes:
-            if node.target in _SOFTMAXES and node.name not in raised and _pairwise(editor, node):
-                if module_path(node) not in told:
-                    editor.miss(Miss("a softmax over pairs of tokens is in no product with values", node))
+            if node.target not in _SOFTMAXES or node.name in raised or module_path(node) in told:
+                continue
+            if _pairwise(editor, node):
+                editor.miss(Miss("a softmax over pairs of tokens is in no product with values", node))
 
 
 def _covered(editor: Editor) -> set[fx.Node]:

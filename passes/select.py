@@ -16,8 +16,8 @@ from remixer.passes.errors import SelectionError
 class Selection:
     """Patterns of site names with the config each asks for, None to keep the attention.
 
-    A pattern is a name, a shell pattern ("encoder.layer.*") or, behind "re:", a regular expression that the whole
-    name must match. Sites that no pattern matches are kept.
+    A pattern is a name, a shell pattern ("encoder.layer.*") or, behind "re:", a regular expression that the
+    whole name must match. Sites that no pattern matches are kept.
     """
 
     entries: tuple[tuple[str, MixerConfig | None], ...]
@@ -55,7 +55,7 @@ def matches(pattern: str, name: str) -> bool:
         SelectionError: the pattern is no regular expression.
 
     Example:
-        >>> matches("layers.*", "layers.3.self_attn"), matches(r"re:layers\\.[0-2]\\..*", "layers.3.self_attn")
+        >>> matches("layers.*", "layers.3.self_attn"), matches("re:layers[.][0-2][.].*", "layers.3.self_attn")
         (True, False)
     """
     if not pattern.startswith("re:"):

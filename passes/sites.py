@@ -1,8 +1,8 @@
 """Sites: the attentions of a program, as the passes hand them on.
 
-A recognised attention stands in the graph as a call of a `Softmax` mixer, the canonical operator, whose spec says
-what it computes. The subgraph that it was read from stays beside it until it is swept, so that a site which
-can't be proven, or which nobody chose, goes back to what it was.
+A recognised attention stands in the graph as a call of a `Softmax` mixer, the canonical operator, whose spec
+says what it computes. The subgraph that it was read from stays beside it until it is swept, so that a site
+which can't be proven, or which nobody chose, goes back to what it was.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx
 
 from remixer.mixers import AttentionSpec, Mixer
@@ -28,6 +29,8 @@ class SiteRecord:
         original: node that gave the attention's output before.
         result: node that gives it now: the site's own, or its reshape into the original's layout.
         cuts: nodes that both the original and the canonical form start from, by operand.
+        masks: nodes that the mask is made from; both forms start from these too where the mask's meaning is
+            not known.
         note: why its mask was not understood, if so.
         error: largest error of the proof, or None before it.
     """
@@ -39,6 +42,7 @@ class SiteRecord:
     original: str
     result: str
     cuts: Mapping[str, str] = field(default_factory=dict)
+    masks: tuple[str, ...] = ()
     note: str = ""
     error: float | None = None
 
@@ -78,9 +82,14 @@ def sites_of(program: Program) -> list[Site]:
     return found
 
 
-def find_node(graph: fx.Graph, name: str) -> fx.Node:
-    """The node of a name."""
-    for node in graph.nodes:
-        if node.name == name:
-            return node
-    raise KeyError(f"the graph has no node {name!r}")
+def named_nodes(graph: fx.Graph) -> dict[str, fx.Node]:
+    """The nodes of a graph by name."""
+    return {node.name: node for node in graph.nodes}
+
+
+def lengths_of(site: Site) -> tuple[int | torch.SymInt, int | torch.SymInt]:
+    """T and S: how many queries and keys a site has."""
+    query, key = site.operand("query"), site.operand("key")
+    assert query is not None
+    assert key is not None
+    return query.meta["val"].shape[2], key.meta["val"].shape[2]

@@ -1,7 +1,7 @@
 """Rule: attention written out, as a softmax between two matrix products.
 
-Between the scores and the softmax may stand, in any order, scales, masks, casts and a softcap; between the softmax
-and the values casts and dropout. What is read is softmax(softcap(scale * Q K^T) + mask) V.
+Between the scores and the softmax may stand, in any order, scales, masks, casts and a softcap; between the
+softmax and the values casts and dropout. What is read is softmax(softcap(scale * Q K^T) + mask) V.
 """
 
 from __future__ import annotations
@@ -13,8 +13,17 @@ import torch
 from torch import fx
 
 from remixer.mixers import AttentionSpec
-from remixer.passes.operands import grouped, heads_of, hidden_state, key_cut, lifted, transposed, ungrouped, untransposed
-from remixer.passes.raise_attention import Reading, raised
+from remixer.passes.operands import (
+    grouped,
+    heads_of,
+    hidden_state,
+    key_cut,
+    lifted,
+    transposed,
+    ungrouped,
+    untransposed,
+)
+from remixer.passes.raise_attention import Reading, attention_dropout, raised
 from remixer.rewrite.dropout import Dropout
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Match, Miss, arguments
@@ -44,6 +53,7 @@ class Scores:
     scale: float = 1.0
     softcap: float | None = None
     capped: bool = False  # tanh was met, its factor not yet
+    shifted: bool = False  # a number was added, which softmax doesn't see but tanh would
     terms: tuple[MaskTerm, ...] = field(default=())
 
 
@@ -61,7 +71,7 @@ class SoftmaxAttention(Rule):
             [
                 p.step([aten.mul.Tensor, aten.add.Tensor], 0, 1),
                 p.step([aten.div.Tensor, aten.sub.Tensor, aten.tanh.default]),
-                p.step([aten.where.self, aten.where.ScalarOther], 1, 2),
+                p.step([aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf], 1, 2),
                 p.step([aten.masked_fill.Scalar, aten.masked_fill.Tensor]),
                 p.step(_CASTS),
             ],
@@ -88,17 +98,20 @@ class SoftmaxAttention(Rule):
         if isinstance(kv_heads, Miss):
             return kv_heads
         if heads_of(value) != kv_heads or heads % kv_heads:
-            return Miss(f"{heads} query heads on {kv_heads} key and {heads_of(value)} value heads", match.root)
+            return Miss(
+                f"{heads} query heads on {kv_heads} key and {heads_of(value)} value heads", match.root
+            )
         scores = read_scores(match)
         if isinstance(scores, Miss):
             return scores
         T, S, D, E = whole[-2], whole[-1], shape_of(query)[-1], shape_of(value)[-1]  # type: ignore[index]
+        if not (D.is_Integer and E.is_Integer):
+            return Miss(f"the head size of query and value, {D} and {E}, is not fixed", match.root)
         dropouts = [taken.node for taken in match.path("after") if taken.node.op == "call_module"]
-        modules = [match.root.graph.owning_module.get_submodule(str(node.target)) for node in dropouts]
         kept = 1.0
-        for module in modules:
-            kept *= 1.0 - module.p  # type: ignore[operator]
-        source = hidden_state(key_cut(match))
+        for node in dropouts:
+            kept *= 1.0 - attention_dropout(match, node)
+        source = hidden_state(key_cut(match), match.graph_module)
         spec = AttentionSpec(
             heads=heads,
             kv_heads=kv_heads,
@@ -123,7 +136,8 @@ class SoftmaxAttention(Rule):
         query = lifted(found.query, spec.heads, editor, root)
         value = lifted(found.value, spec.kv_heads, editor, root)
         mask = _mask(found.mask, spec, editor, root)
-        return raised(found, editor, self.name, query, key, value, mask, cuts, flat=flat)
+        masks = [term.node for term in found.mask]
+        return raised(found, editor, self.name, query, key, value, mask, cuts, masks=masks, flat=flat)
 
 
 def read_scores(match: Match) -> Scores | Miss:
@@ -153,13 +167,13 @@ def _step(scores: Scores, node: fx.Node, operand: int) -> Scores | Miss:
     if scores.capped:
         return Miss(f"expected the softcap's factor after tanh, found {name}", node)
     if name == "tanh":
-        if scores.terms or scores.softcap is not None:
+        if scores.terms or scores.shifted or scores.softcap is not None:
             return Miss("a softcap after the mask", node)
         return replace(scores, capped=True)
     if name in ("add", "sub"):
         other, alpha = given[1 - operand], float(given[2]) * (1.0 if name == "add" else -1.0)
         if not isinstance(other, fx.Node):
-            return scores  # a constant on all scores: softmax doesn't see it
+            return replace(scores, shifted=True)
         if operand == 1 and alpha != 1.0:
             return Miss("the scores are scaled by alpha of an add", node)
         return replace(scores, terms=(*scores.terms, MaskTerm(other, alpha)))
@@ -181,7 +195,9 @@ def _scaled(scores: Scores, factor: float, node: fx.Node) -> Scores | Miss:
     return replace(scores, scale=scores.scale * factor, terms=terms)
 
 
-def _mask(terms: tuple[MaskTerm, ...], spec: AttentionSpec, editor: Editor, before: fx.Node) -> fx.Node | None:
+def _mask(
+    terms: tuple[MaskTerm, ...], spec: AttentionSpec, editor: Editor, before: fx.Node
+) -> fx.Node | None:
     """One tensor to add to the scores, in front of a node; None where nothing is added."""
     total: fx.Node | None = None
     for term in terms:

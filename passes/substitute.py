@@ -12,7 +12,7 @@ from remixer.passes.errors import UnsupportedAttentionError
 from remixer.passes.operands import hidden_state
 from remixer.passes.prove_sites import revert
 from remixer.passes.select import Selection
-from remixer.passes.sites import Site, sites_of
+from remixer.passes.sites import Site, named_nodes, sites_of
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Miss
 from remixer.rewrite.program import Program
@@ -45,14 +45,15 @@ class Substitute(Pass):
 
     def run(self, editor: Editor) -> None:
         """See Pass.run."""
+        nodes = named_nodes(editor.graph)
         for site in sites_of(editor.program):
             config = self.selection.config_for(site.name)
             if config is None:
-                revert(editor, site)
+                revert(editor, site, nodes)
                 continue
             unsupported = mixer_of(config).supports(site.spec, config)
             if unsupported is not None:
-                revert(editor, site)
+                revert(editor, site, nodes)
                 editor.miss(Miss(f"{unsupported}{_why(site)}", site.node, "Substitute", site.name))
                 continue
             with editor.rewriting(f"Substitute {config.name}", site.node, site.name):
@@ -78,10 +79,10 @@ def _substitute(editor: Editor, site: Site, config: MixerConfig) -> None:
     if "source" in mixer.operands:
         key = site.operand("key")
         assert key is not None
-        operands["source"] = hidden_state(key)
+        operands["source"] = hidden_state(key, editor.graph_module)
     owner = str(site.node.target).rpartition(".")[0]
     path = editor.register(f"{owner}.mixer" if owner else "mixer", mixer)
-    node = editor.call_module(path, before=site.node, fake=site.node.meta["val"], **operands)
+    node = editor.call_module(path, operands, before=site.node, fake=site.node.meta["val"])
     node.meta["site"] = site.record
     del site.node.meta["site"]
     editor.replace(site.node, node)

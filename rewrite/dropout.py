@@ -68,14 +68,25 @@ def is_random(node: fx.Node) -> bool:
     return node.target not in DROPOUTS and _probability_index(node) is None
 
 
-def raise_dropout(graph_module: fx.GraphModule) -> None:
-    """Turn every dropout of a graph into a module and drop those that never drop anything, in place."""
+def raise_dropout(graph_module: fx.GraphModule, training: bool | None = None) -> None:
+    """Turn every dropout of a graph into a module and drop those that never drop anything, in place.
+
+    In a graph exported in eval all dropouts are inactive, and come back for training. In one exported in
+    training an inactive one is off for good.
+
+    Args:
+        graph_module: whose graph it is.
+        training: the mode it was exported in; None to tell from whether any dropout is active.
+    """
     graph = graph_module.graph
+    dropouts = [node for node in graph.nodes if node.op == "call_function" and node.target in DROPOUTS]
+    if training is None:
+        training = any(node.args[2] for node in dropouts)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         if node.target in DROPOUTS:
-            probability = float(node.args[1])
+            probability = float(node.args[1]) if node.args[2] or not training else 0.0
             replacement = node.args[0]
             if probability > 0.0:
                 path = _insert(graph_module, node, Dropout(probability, DROPOUTS[node.target]))

@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 
 from remixer.rewrite.effects import remove_dead_code
 from remixer.rewrite.match import Miss, module_path, source_line
 from remixer.rewrite.modules import add_module
-from remixer.rewrite.program import Program
+from remixer.rewrite.program import Program, fake_mode
 
 
 @dataclass(frozen=True)
@@ -101,11 +99,23 @@ class Editor:
         return self._enter(node, before, self._fake(target, args, kwargs) if fake is None else fake)
 
     def call_module(
-        self, path: str, *, before: fx.Node, fake: Any, args: tuple[Any, ...] = (), **kwargs: Any
+        self,
+        path: str,
+        operands: Mapping[str, Any],
+        *,
+        before: fx.Node,
+        fake: Any,
     ) -> fx.Node:
-        """Add a call of a registered module in front of a node; `fake` is its result as a fake tensor."""
+        """Add a call of a registered module in front of a node.
+
+        Args:
+            path: of the module.
+            operands: its arguments by name.
+            before: the node to stand in front of, and whose place in the source the new one shares.
+            fake: the new node's value as a fake tensor.
+        """
         with self.graph.inserting_before(before):
-            node = self.graph.call_module(path, args, kwargs)
+            node = self.graph.call_module(path, (), dict(operands))
         return self._enter(node, before, fake)
 
     def register(self, path: str, module: nn.Module) -> str:
@@ -132,19 +142,30 @@ class Editor:
         self.graph.erase_node(node)
 
     def sweep(self) -> int:
-        """Remove all dead nodes and the modules and weights that only they used; returns how many nodes went."""
+        """Remove all dead nodes, and the modules and weights that only they used.
+
+        Returns:
+            How many nodes went.
+        """
         removed = remove_dead_code(self.graph)
-        before = {name for name, _ in self.graph_module.named_parameters()}
-        self.graph_module.delete_all_unused_submodules()
         self.edits += [Edit("sweep", "nodes")] * removed
+        before = self._weights()
+        self.graph_module.delete_all_unused_submodules()
         used = {str(node.target) for node in self.graph.nodes if node.op in ("get_attr", "call_module")}
-        for name, _ in list(self.graph_module.named_parameters()) + list(self.graph_module.named_buffers()):
-            if not any(name == target or name.startswith(f"{target}.") for target in used):
-                owner, _, leaf = name.rpartition(".")
-                delattr(self.graph_module.get_submodule(owner), leaf)
-        gone = before - {name for name, _ in self.graph_module.named_parameters()}
-        self.edits += [Edit("sweep", name) for name in sorted(gone)]
+        for name in self._weights():
+            parts = name.split(".")
+            if not any(".".join(parts[:end]) in used for end in range(1, len(parts) + 1)):
+                delattr(self.graph_module.get_submodule(".".join(parts[:-1])), parts[-1])
+        self.edits += [Edit("sweep", name) for name in sorted(before - self._weights())]
         return removed
+
+    def _weights(self) -> set[str]:
+        """Names of all parameters and buffers, every name of tied ones."""
+        module = self.graph_module
+        parameters = module.named_parameters(remove_duplicate=False)
+        return {name for name, _ in parameters} | {
+            name for name, _ in module.named_buffers(remove_duplicate=False)
+        }
 
     def _enter(self, node: fx.Node, place: fx.Node, fake: Any) -> fx.Node:
         for key in ("nn_module_stack", "stack_trace"):
@@ -160,13 +181,3 @@ class Editor:
         args, kwargs = map_arg((args, kwargs), lambda node: node.meta["val"])
         with fake_mode(self.graph):
             return target(*args, **kwargs)
-
-
-def fake_mode(graph: fx.Graph) -> FakeTensorMode | contextlib.nullcontext[None]:
-    """The mode that the nodes' fake values live in, with their symbolic shapes."""
-    for node in graph.nodes:
-        mode = getattr(node.meta.get("val"), "fake_mode", None)
-        if mode is not None:
-            assert isinstance(mode, FakeTensorMode)
-            return mode
-    return contextlib.nullcontext()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import networkx as nx
 import torch
 from torch import fx
+from torch.fx.node import map_arg
+
+from remixer.rewrite.program import fake_mode
 
 aten = torch.ops.aten
 
@@ -23,6 +27,9 @@ _MAYBE_VIEWS = {
     aten.flatten.using_ints,
     aten.type_as.default,
     aten.dropout.default,
+    aten.broadcast_tensors.default,
+    aten.meshgrid.default,
+    aten.meshgrid.indexing,
     operator.getitem,
 }
 
@@ -31,6 +38,31 @@ def writes(node: fx.Node) -> bool:
     """Whether a node changes one of its operands."""
     target = node.target
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def written(node: fx.Node) -> list[fx.Node]:
+    """The operands that a node changes."""
+    if not writes(node):
+        return []
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found: list[fx.Node] = []
+    for index, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+        found += [item for item in _flat(given) if isinstance(item, fx.Node)]
+    return found
+
+
+def written_storages(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that made a storage which some node changes."""
+    return {
+        storage
+        for node in graph.nodes
+        if node.op == "call_function"
+        for operand in written(node)
+        for storage in storages_of(operand)
+    }
 
 
 def is_check(node: fx.Node) -> bool:
@@ -49,30 +81,35 @@ def is_impure(node: fx.Node) -> bool:
     return node.op == "call_function" and (writes(node) or is_check(node))
 
 
-def storage_of(node: fx.Node) -> fx.Node:
-    """The node that made the storage which a node's value lies in, as far as views tell."""
-    while (base := _viewed(node)) is not None:
-        node = base
-    return node
+def storages_of(node: fx.Node) -> set[fx.Node]:
+    """The nodes that made the storages which a node's value may lie in, as far as views tell."""
+    found: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        viewed = _viewed(current := stack.pop())
+        stack += viewed
+        if not viewed:
+            found.add(current)
+    return found
 
 
-def _viewed(node: fx.Node) -> fx.Node | None:
-    if node.op == "call_module" and node.args and isinstance(node.args[0], fx.Node):
-        return node.args[0]  # a dropout gives its very input back in eval
-    if node.op != "call_function" or not node.args:
-        return None
-    first = node.args[0]
-    if isinstance(first, (list, tuple)) or not isinstance(first, fx.Node):
-        return None
-    if node.target in _MAYBE_VIEWS:
-        return first
+def _flat(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _viewed(node: fx.Node) -> list[fx.Node]:
+    """The operands whose storage a node's value may share."""
+    if not node.args or node.op not in ("call_function", "call_module"):
+        return []
+    first = [item for item in _flat(node.args[0]) if isinstance(item, fx.Node)]
+    if node.op == "call_module" or node.target in _MAYBE_VIEWS:
+        return first  # a dropout gives its very input back in eval
     if isinstance(node.target, torch._ops.OpOverload):
         schema = node.target._schema
-        aliased = schema.arguments and schema.arguments[0].alias_info is not None
-        returned = any(value.alias_info is not None for value in schema.returns)
-        if aliased and returned:
-            return first
-    return None
+        if any(value.alias_info is not None for value in schema.returns):
+            aliased = bool(schema.arguments) and schema.arguments[0].alias_info is not None
+            return first if aliased else written(node)  # an `out=` operator returns what it was given
+    return []
 
 
 def later_readers(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -86,9 +123,11 @@ def later_readers(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
         return
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
-        members.setdefault(storage_of(node), []).append(node)
+        for storage in storages_of(node):
+            members.setdefault(storage, []).append(node)
     for write in found:
-        for member in members[storage_of(write)]:
+        changed = {storage for operand in written(write) for storage in storages_of(operand)}
+        for member in {member for storage in changed for member in members[storage]}:
             if order[member] < order[write]:
                 for user in member.users:
                     if user is not write and order[user] > order[write]:
@@ -119,7 +158,7 @@ def _must_stay(graph: fx.Graph) -> Callable[[fx.Node], bool]:
 
     def stays(node: fx.Node) -> bool:
         if node.op == "call_function" and writes(node):
-            return node in needed or storage_of(node).op in ("placeholder", "get_attr")
+            return node in needed or _is_outer(node)
         return is_impure(node)
 
     return stays
@@ -136,21 +175,29 @@ def make_functional(graph: fx.Graph) -> int:
     for node in graph.nodes:
         if node.op != "call_function" or not writes(node) or node in seen_later:
             continue
-        base = node.args[0] if node.args else None
-        if not isinstance(base, fx.Node) or storage_of(base).op in ("placeholder", "get_attr"):
+        if _is_outer(node) or written(node) != [node.args[0]]:
             continue
         target = _out_of_place(node)
-        if target is not None and _keeps_dtype(node):
+        if target is not None and _gives_the_same(node, target):
             node.target = target
             changed += 1
     return changed
+
+
+def _is_outer(write: fx.Node) -> bool:
+    """Whether a write changes an input, a parameter or a buffer."""
+    return any(
+        storage.op in ("placeholder", "get_attr")
+        for operand in written(write)
+        for storage in storages_of(operand)
+    )
 
 
 def _out_of_place(node: fx.Node) -> torch._ops.OpOverload | None:
     assert isinstance(node.target, torch._ops.OpOverload)
     namespace, name = node.target._schema.name.split("::")
     if not name.endswith("_") or name in ("copy_", "set_", "resize_"):
-        return None
+        return None  # what copy_ gives without writing would lose the dtype and shape of its target
     packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
     overload = getattr(packet, node.target._overloadname, None) if packet is not None else None
     if overload is None or len(overload._schema.arguments) != len(node.target._schema.arguments):
@@ -158,10 +205,18 @@ def _out_of_place(node: fx.Node) -> torch._ops.OpOverload | None:
     return overload
 
 
-def _keeps_dtype(node: fx.Node) -> bool:
-    values = [operand.meta.get("val") for operand in node.all_input_nodes]
-    result = node.meta.get("val")
-    if not isinstance(result, torch.Tensor):
+def _gives_the_same(node: fx.Node, target: torch._ops.OpOverload) -> bool:
+    """Whether the out-of-place operator's result has the dtype and shape of what it would be written into."""
+    recorded = node.meta.get("val")
+    if not isinstance(recorded, torch.Tensor):
         return False
-    wide = [value.dtype for value in values if isinstance(value, torch.Tensor) and value.dim() > 0]
-    return all(dtype == result.dtype or not dtype.is_floating_point for dtype in wide)
+    args, kwargs = map_arg((node.args, node.kwargs), lambda operand: operand.meta.get("val"))
+    with fake_mode(node.graph):
+        try:
+            result = target(*args, **kwargs)
+        except (RuntimeError, TypeError, NotImplementedError):
+            return False
+    return isinstance(result, torch.Tensor) and (result.dtype, result.shape) == (
+        recorded.dtype,
+        recorded.shape,
+    )

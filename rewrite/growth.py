@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ class Growth:
     Attributes:
         order: the largest of all nodes.
         nodes: every node's.
-        unknown: names of nodes that have no recorded shape to tell from.
+        unknown: names of nodes that have no recorded shape to tell from, or that run a graph of their own.
     """
 
     order: Order
@@ -109,11 +110,13 @@ def growth_of(
     symbols = frozenset(program.length if length is None else length)
     nodes, unknown = [], []
     for node in program.graph.nodes:
-        if node.op in ("output", "get_attr") or not node.users and node.op == "placeholder":
+        if node.op in ("output", "get_attr") or (not node.users and node.op == "placeholder"):
             continue
         leaves = [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
-        if node.op == "call_function" and node.meta.get("val") is None:
+        higher = isinstance(node.target, torch._ops.HigherOrderOperator)  # runs a graph of its own
+        if higher or (node.op == "call_function" and node.meta.get("val") is None):
             unknown.append(node.name)
+        if node.op == "call_function" and node.meta.get("val") is None:
             continue
         size = Order(max((_numel(leaf.shape, symbols) for leaf in leaves), default=0.0))
         work = max(size, _work(node, symbols))
@@ -127,7 +130,7 @@ def growth_of(
 def degree(size: sympy.Basic, symbols: frozenset[sympy.Symbol]) -> float:
     """The degree of a size in the length symbols; unbacked symbols (data-dependent sizes) count 1."""
     if isinstance(size, sympy.Symbol):
-        return 1.0 if size in symbols or size.name.startswith("u") else 0.0
+        return 1.0 if size in symbols or re.fullmatch(r"u\d+", size.name) else 0.0
     if not size.args:
         return 0.0
     degrees = [degree(part, symbols) for part in size.args]
@@ -173,6 +176,8 @@ def _work(node: fx.Node, symbols: frozenset[sympy.Symbol]) -> Order:
         if name == "einsum":
             return Order(max(read, result, sum(sorted(_numel(shape, symbols) for shape in shapes)[-2:])))
         return Order(max(read, result + _numel(contracted, symbols)))
+    if "conv" in name and len(first) >= 2:
+        return Order(max(read, result + _numel(first[1].meta["val"].shape[2:], symbols)))
     if "attention" in name and len(first) >= 2:
         return Order(max(read, result + _numel(first[1].meta["val"].shape[-2:-1], symbols)))
     return Order(max(read, result))

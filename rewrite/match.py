@@ -21,7 +21,7 @@ def module_path(node: fx.Node) -> str:
 
 
 def source_line(node: fx.Node) -> str:
-    """ "file.py:123" of the innermost source line that a node was traced from, or ""."""
+    """The innermost source line that a node was traced from, as "file.py:123", or ""."""
     lines = [line for line in (node.meta.get("stack_trace") or "").splitlines() if 'File "' in line]
     if not lines:
         return ""
@@ -58,9 +58,19 @@ class Match:
     """Where a pattern was found.
 
     `match["query"]` is what the part of that name matched: a node, or a plain value.
+
+    Attributes:
+        root: the last node.
+        graph_module: whose graph it is.
+        values: what named parts matched.
+        tags: which option of each `either` matched.
+        paths: the steps of each chain.
+        inner: all nodes that were met.
+        shared: those of them that others may read as well.
     """
 
     root: fx.Node
+    graph_module: fx.GraphModule
     values: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     paths: Mapping[str, tuple[Taken, ...]] = field(default_factory=dict)
@@ -69,6 +79,10 @@ class Match:
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """The module that a node calls."""
+        return self.graph_module.get_submodule(str(node.target))
 
     def tag(self, name: str) -> str:
         """Which option of an `either` matched."""
@@ -93,6 +107,7 @@ class Match:
     def _with(self, **changes: Any) -> Match:
         return Match(
             self.root,
+            self.graph_module,
             {**self.values, **changes.get("values", {})},
             {**self.tags, **changes.get("tags", {})},
             {**self.paths, **changes.get("paths", {})},
@@ -117,11 +132,11 @@ class Matcher:
     def match(self, node: fx.Node) -> Match | Miss:
         """The first way in which the pattern ends in this node, or why there is none."""
         self._best = None
-        for match in self._value(self.pattern, node, Match(node)):
+        for match in self._value(self.pattern, node, Match(node, self.graph_module)):
             outside = self._read_outside(match)
             if outside is None:
                 return match
-            self._fail(match, outside)
+            self._best = (match, outside)  # nothing comes further than a whole match
         assert self._best is not None, "a failed match leaves its reason"
         return self._best[1]
 
@@ -156,7 +171,7 @@ class Matcher:
                 for result in self._value(option, value, match)
             )
         elif isinstance(pattern, Through):
-            found = self._through(pattern, value, match, ())
+            found = self._through(pattern, value, match, (), set())
         else:
             found = self._literal(pattern, value, match)
         for result in found:
@@ -193,16 +208,17 @@ class Matcher:
         if len(given) < len(pattern.operands):
             self._fail(match, Miss(f"{value.name} has too few arguments", value))
             return
-        if not pattern.rest:
-            for name, default in list(_defaults(value).items())[len(pattern.operands) :]:
-                actual = arguments(value)[name]
-                if actual is not default and (isinstance(actual, fx.Node) or actual != default):
-                    self._fail(match, Miss(f"argument {name!r} of {value.name} is set to {actual!r}", value))
-                    return
+        unlisted = _set_beyond(value, len(pattern.operands))
+        if unlisted and not pattern.rest:
+            name, actual = unlisted[0]
+            self._fail(match, Miss(f"argument {name!r} of {value.name} is set to {actual!r}", value))
+            return
         shared = frozenset([value]) if pattern.shared else frozenset()
         named = {pattern.name: value} if pattern.name else {}
         start = match._with(inner=(value,), shared=shared, values=named)
-        orders = [given, [given[1], given[0], *given[2:]]] if pattern.commutes else [given]
+        orders = [given]
+        if pattern.commutes and not unlisted:  # a + alpha * b does not commute
+            orders.append([given[1], given[0], *given[2:]])
         for order in orders:
             yield from self._operands(pattern.operands, order, start)
 
@@ -213,10 +229,15 @@ class Matcher:
         for result in self._value(patterns[0], values[0], match):
             yield from self._operands(patterns[1:], values[1:], result)
 
-    def _through(self, pattern: Through, value: Any, match: Match, path: tuple[Taken, ...]) -> Iterator[Match]:
+    def _through(
+        self, pattern: Through, value: Any, match: Match, path: tuple[Taken, ...], hopeless: set[fx.Node]
+    ) -> Iterator[Match]:
+        """`hopeless` holds nodes that no chain leads on from, lest x * x * ... be tried 2^n times."""
+        reached = False
         for result in self._value(pattern.inner, value, match):
+            reached = True
             yield result._with(paths={pattern.name: path})
-        if not isinstance(value, fx.Node):
+        if not isinstance(value, fx.Node) or value in hopeless:
             return
         for step in pattern.steps:
             if not self._targets(value, step.targets):
@@ -226,14 +247,20 @@ class Matcher:
                 if operand < len(given) and isinstance(given[operand], fx.Node):
                     further = match._with(inner=(value,))
                     taken = (*path, Taken(value, operand))
-                    yield from self._through(pattern, given[operand], further, taken)
+                    for result in self._through(pattern, given[operand], further, taken, hopeless):
+                        reached = True
+                        yield result
+        if not reached:
+            hopeless.add(value)
 
     def _targets(self, node: fx.Node, targets: tuple[Any, ...]) -> bool:
         if node.op == "call_function":
             return node.target in targets
         if node.op == "call_module":
             module = self.graph_module.get_submodule(str(node.target))
-            return isinstance(module, tuple(t for t in targets if isinstance(t, type) and issubclass(t, nn.Module)))
+            return isinstance(
+                module, tuple(t for t in targets if isinstance(t, type) and issubclass(t, nn.Module))
+            )
         return False
 
 
@@ -243,19 +270,30 @@ def arguments(node: fx.Node) -> dict[str, Any]:
         given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False))
         given.update(node.kwargs)
         return {
-            argument.name: given.get(argument.name, argument.default_value if argument.has_default_value() else None)
+            argument.name: given.get(
+                argument.name, argument.default_value if argument.has_default_value() else None
+            )
             for argument in node.target._schema.arguments
         }
     return {**{str(index): value for index, value in enumerate(node.args)}, **node.kwargs}
 
 
-def _defaults(node: fx.Node) -> dict[str, Any]:
+def _set_beyond(node: fx.Node, count: int) -> list[tuple[str, Any]]:
+    """The arguments behind the first so many that don't have their default."""
+    defaults: dict[str, Any] = {}
     if isinstance(node.target, torch._ops.OpOverload):
-        return {
+        defaults = {
             argument.name: argument.default_value if argument.has_default_value() else None
             for argument in node.target._schema.arguments
         }
-    return {}
+    found = []
+    for name, actual in list(arguments(node).items())[count:]:
+        default = defaults.get(name)
+        if actual is not default and (
+            name not in defaults or isinstance(actual, fx.Node) or actual != default
+        ):
+            found.append((name, actual))
+    return found
 
 
 def _target_name(target: Any) -> str:

@@ -42,7 +42,7 @@ class Call(Pattern):
         operands: patterns or plain values of the first arguments, in the order of the operator's schema.
             Arguments that are not listed must have their default, unless `rest` is set.
         rest: arguments beyond the listed ones may be anything.
-        commutes: the first two operands may come in either order.
+        commutes: the first two operands may come in either order, where the rest have their defaults.
         shared: others may read the value too, and go on reading it after the rewrite.
     """
 
@@ -103,8 +103,8 @@ class Recorder:
 
     Example:
         >>> p = Recorder()
-        >>> pattern = p.call("aten.relu", p.call("aten.linear", p.any("x"), p.any("w"), p.any("b")), name="out")
-        >>> pattern.name
+        >>> linear = p.call("aten.linear", p.any("x"), p.any("w"), p.any("b"))
+        >>> p.call("aten.relu", linear, name="out").name
         'out'
     """
 
@@ -130,6 +130,8 @@ class Recorder:
         shared: bool = False,
     ) -> Pattern:
         """A call; see Call. Targets may be names such as "aten.softmax.int"."""
+        if commutes and len(operands) < 2:
+            raise PatternError(f"only two operands can commute, there are {len(operands)}")
         return Call(_targets(target), operands, rest, commutes, shared, name=name)
 
     def either(self, name: str, **options: Pattern) -> Pattern:
@@ -137,7 +139,7 @@ class Recorder:
         return Either(tuple(options.items()), name=name)
 
     def step(self, target: Target | Iterable[Target], *operands: int) -> Step:
-        """A step of a chain; `operands` are the positions by which the chain may come in (default: the first)."""
+        """A step of a chain; it may come in by the operands at these positions (default: the first)."""
         return Step(_targets(target), operands or (0,))
 
     def through(self, inner: Pattern, steps: Sequence[Step], name: str) -> Pattern:

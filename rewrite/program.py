@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import sympy
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from remixer.rewrite.modules import keep_persistence
 
@@ -74,27 +78,41 @@ class Program:
         return replace(self, graph_module=graph_module)
 
     def copy(self) -> Program:
-        """A program whose graph may be edited; parameters and buffers are shared."""
+        """A program whose graph may be edited; parameters and buffers are shared.
+
+        Its code is generated when it is first run or looked at, not after each pass.
+        """
         old = self.graph_module
         graph = fx.Graph(tracer_cls=old.graph._tracer_cls)
-        mapping: dict[fx.Node, fx.Node] = {}
-        output = graph.graph_copy(old.graph, mapping, return_output_node=True)
+        output: Any = graph.graph_copy(old.graph, {}, return_output_node=True)
         if output is not None:
             value, node = output
             graph.output(value).meta = dict(node.meta)
         graph.set_codegen(old.graph._codegen)
-        new = fx.GraphModule(old, graph)
+        new = _LazyGraphModule(old, graph)
         new.meta = dict(old.meta)
         new.train(old.training)
         keep_persistence(old, new)
         return self.with_graph_module(new)
 
 
+# Symbols that stand for one another, by the environment that torch.export made them in.
+_UNITED: WeakKeyDictionary[Any, dict[sympy.Symbol, sympy.Symbol]] = WeakKeyDictionary()
+
+
+def unite(sizes: Sequence[torch.SymInt]) -> None:
+    """Read all these sizes, symbols of one export, as the first from now on."""
+    common, *others = (size.node.expr for size in sizes)
+    _UNITED.setdefault(sizes[0].node.shape_env, {}).update({other: common for other in others})
+
+
 def expression(size: int | torch.SymInt) -> sympy.Expr:
     """A size as a sympy expression of the inputs' symbols."""
-    if isinstance(size, torch.SymInt):
-        return size.node.expr
-    return sympy.Integer(size)
+    if not isinstance(size, torch.SymInt):
+        return sympy.Integer(size)
+    found = size.node.expr
+    united = _UNITED.get(size.node.shape_env)
+    return found.xreplace(united) if united and not found.is_Integer else found
 
 
 def shape_of(node: fx.Node) -> tuple[sympy.Expr, ...] | None:
@@ -113,3 +131,13 @@ def input_symbols(graph: fx.Graph) -> tuple[frozenset[sympy.Symbol], frozenset[s
         for dim, size in enumerate(shape_of(node) or ()):
             (other if dim else first).update(size.free_symbols)
     return frozenset(first - other), frozenset(other)
+
+
+def fake_mode(graph: fx.Graph) -> FakeTensorMode | contextlib.nullcontext[None]:
+    """The mode that the nodes' fake values live in, with their symbolic shapes."""
+    for node in graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if mode is not None:
+            assert isinstance(mode, FakeTensorMode)
+            return mode
+    return contextlib.nullcontext()

@@ -33,7 +33,7 @@ class Rule(abc.ABC):
         """What to look for; written once, as code on a recorder."""
 
     def check(self, match: Match) -> Any:
-        """What `rewrite` needs to know, or a Miss that says why this is no case for the rule. Changes nothing."""
+        """What `rewrite` needs to know, or a Miss that says why this is no case for it. Changes nothing."""
         return match
 
     @abc.abstractmethod
@@ -42,18 +42,21 @@ class Rule(abc.ABC):
 
 
 def apply(rules: Sequence[Rule], editor: Editor) -> None:
-    """Apply rules wherever they match, the first in the list that does, from the graph's end to its beginning."""
+    """Apply rules wherever they match, from the graph's end to its beginning.
+
+    Of several rules the first in the list that matches counts; nodes that nobody reads are passed over.
+    """
     prepared = []
     for rule in rules:
         pattern = rule.pattern(Recorder())
         prepared.append((rule, roots(pattern), Matcher(editor.graph_module, pattern)))
     gone: set[fx.Node] = set()
     for node in reversed(list(editor.graph.nodes)):
-        if node in gone:
+        if node in gone or not node.users:
             continue
+        misses: list[Miss] = []
         for rule, targets, matcher in prepared:
-            target = node.target if node.op == "call_function" else _module_class(editor, node)
-            if target not in targets:
+            if not _may_end(editor, node, targets):
                 continue
             match = matcher.match(node)
             found = match if isinstance(match, Miss) else rule.check(match)
@@ -62,13 +65,17 @@ def apply(rules: Sequence[Rule], editor: Editor) -> None:
                 with editor.rewriting(rule.name, match.root):
                     editor.replace(match.root, rule.rewrite(found, editor))
                 gone.update(set(match.inner) - match.shared)
+                misses = []
                 break
             reached = match if isinstance(match, Match) else matcher.reached()
             if isinstance(match, Match) or (rule.anchor and reached and rule.anchor in reached.values):
-                editor.miss(Miss(found.reason, found.node or node, rule.name))
+                misses.append(Miss(found.reason, found.node or node, rule.name))
+        for miss in misses:
+            editor.miss(miss)
 
 
-def _module_class(editor: Editor, node: fx.Node) -> Any:
+def _may_end(editor: Editor, node: fx.Node, targets: frozenset[Any]) -> bool:
     if node.op != "call_module":
-        return None
-    return type(editor.graph_module.get_submodule(str(node.target)))
+        return node.op == "call_function" and node.target in targets
+    module = editor.graph_module.get_submodule(str(node.target))
+    return isinstance(module, tuple(target for target in targets if isinstance(target, type)))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
 import networkx as nx
 import sympy
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 
-from remixer.rewrite.effects import dependencies
+from remixer.rewrite.effects import dependencies, writes
 from remixer.rewrite.program import Program, expression
 
+_HALVES = (torch.float16, torch.bfloat16)
 # Operators whose result depends on the shape of these operands only, not on their values.
 _SHAPE_ONLY: dict[Any, tuple[int, ...]] = {
     torch.ops.aten.sym_size.int: (0,),
@@ -33,8 +35,8 @@ _SHAPE_ONLY: dict[Any, tuple[int, ...]] = {
 class Slicer:
     """Backward slices of one program, and their values.
 
-    Writes into views are followed, so a slice holds all that its end depends on. Sizes are never computed from
-    inputs: they are taken from the symbols.
+    Writes into views are followed, so a slice holds all that its end depends on. Sizes are never computed
+    from inputs: they are taken from the symbols.
 
     Args:
         program: whose graph is sliced; it must not change while the slicer is used.
@@ -61,10 +63,14 @@ class Slicer:
         """All nodes whose values the ends depend on, cuts left out, in the graph's order."""
         cuts = set(cuts)
         found: set[fx.Node] = set()
-        visible = nx.restricted_view(self._needs, [cut for cut in cuts if cut in self._needs], [])
+
+        def needed(node: fx.Node) -> Iterator[fx.Node]:
+            return (other for other in self._needs.pred[node] if other not in cuts)
+
         for end in ends:
             if end not in cuts:
-                found |= nx.ancestors(visible, end) | {end}
+                found.add(end)
+                found.update(node for _, node in nx.generic_bfs_edges(self._needs, end, needed))
         return sorted(found, key=self._order.__getitem__)
 
     def run(
@@ -73,6 +79,8 @@ class Slicer:
         feeds: Mapping[fx.Node, Any],
         sizes: Mapping[sympy.Symbol, int],
         overrides: Mapping[str, Tensor] | None = None,
+        *,
+        widen: bool = False,
     ) -> Any:
         """The value of a node, given the values of others.
 
@@ -81,6 +89,7 @@ class Slicer:
             feeds: values of nodes; the slice stops at them.
             sizes: value of every symbol.
             overrides: tensors to take in place of parameters and buffers, by name.
+            widen: compute in float32 what the graph computes in half precision, casts included.
 
         Raises:
             KeyError: the slice reaches an input that was not fed.
@@ -88,13 +97,19 @@ class Slicer:
         overrides = overrides or {}
         values: dict[fx.Node, Any] = {}
         nodes = self.between([end], feeds)
+        if end in feeds:
+            return feeds[end]
+        writing = any(node.op == "call_function" and writes(node) for node in nodes)
+        if writing:  # neither what the caller feeds nor the program's own weights may be written into
+            feeds = {node: _own(value) for node, value in feeds.items()}
         last = {operand: node for node in nodes for operand in node.all_input_nodes}
         for node in nodes:
-            values[node] = self._value(node, values, feeds, sizes, overrides)
+            value = self._value(node, values, feeds, sizes, overrides, widen)
+            values[node] = _own(value) if writing and node.op == "get_attr" else value
             for operand in node.all_input_nodes:
                 if last[operand] is node:
                     values.pop(operand, None)
-        return values[end] if end in values else feeds[end]
+        return values[end]
 
     def _value(
         self,
@@ -103,6 +118,7 @@ class Slicer:
         feeds: Mapping[fx.Node, Any],
         sizes: Mapping[sympy.Symbol, int],
         overrides: Mapping[str, Tensor],
+        widen: bool,
     ) -> Any:
         recorded = node.meta.get("val")
         if isinstance(recorded, (torch.SymInt, int)) and not isinstance(recorded, bool):
@@ -111,16 +127,24 @@ class Slicer:
             raise KeyError(f"the slice depends on the values of input {node.target!r}")
         if node.op == "get_attr":
             found = overrides.get(str(node.target))
-            return _attribute(self.program.graph_module, str(node.target)) if found is None else found
+            if found is None:
+                found = attrgetter(str(node.target))(self.program.graph_module)
+            return map_aggregate(found, widened) if widen else found
 
         def value_of(operand: fx.Node) -> Any:
             if operand in values:
                 return values[operand]
             if operand in feeds:
                 return feeds[operand]
+            if self._needs.has_edge(operand, node):
+                raise KeyError(
+                    f"the value of {operand.name} is not known: the graph changed under the slicer"
+                )
             return self._stand_in(operand, sizes)
 
         args, kwargs = map_arg((node.args, node.kwargs), value_of)
+        if widen:
+            args, kwargs = map_aggregate((args, dict(kwargs)), widened)
         if node.op == "call_module":
             return self.program.graph_module.get_submodule(str(node.target))(*args, **kwargs)
         target: Any = node.target
@@ -151,8 +175,12 @@ def evaluate(size: int | torch.SymInt, sizes: Mapping[sympy.Symbol, int]) -> int
     return int(value)
 
 
-def _attribute(root: fx.GraphModule, path: str) -> Any:
-    found: Any = root
-    for name in path.split("."):
-        found = getattr(found, name)
-    return found
+def widened(value: Any) -> Any:
+    """A half-precision tensor or dtype in float32; anything else as it is."""
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in _HALVES else value
+    return value.float() if isinstance(value, Tensor) and value.dtype in _HALVES else value
+
+
+def _own(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value

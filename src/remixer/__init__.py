@@ -9,10 +9,12 @@ from remixer.driver import explain, remix
 from remixer.errors import AlreadyRemixedError, NoAttentionError
 from remixer.mixers import (
     AttentionSpec,
+    LongShort,
     Mixer,
     MixerConfig,
     MixerConfigError,
     SoftmaxConfig,
+    Toeplitz,
     UnknownMixerError,
     Unsupported,
     register,
@@ -39,6 +41,7 @@ __all__ = [
     "AttentionSpec",
     "CaptureError",
     "Editor",
+    "LongShort",
     "Match",
     "Miss",
     "Mixer",
@@ -58,6 +61,7 @@ __all__ = [
     "Rule",
     "SelectionError",
     "SoftmaxConfig",
+    "Toeplitz",
     "UnknownMixerError",
     "Unsupported",
     "UnsupportedAttentionError",

@@ -61,7 +61,8 @@ def missed_names(steps: Steps) -> dict[str, str]:
 
 def report_of(steps: Steps, status: Status) -> Report:
     """The report of a rewrite."""
-    grown = growth(steps.program)
+    # Before anything is replaced, each site's canonical form still stands beside what it was read from.
+    grown = growth(steps.captured if status == "understood" else steps.program)
     now = {site.name: site for site in sites_of(steps.program)}
     before, after = steps.captured.graph_module, steps.program.graph_module
     refused = {miss.site: miss.reason for miss in steps.misses if miss.rule == "Substitute"}

@@ -1,0 +1,88 @@
+"""What replacing all attentions of SmolLM2-135M does to its perplexity, before any training.
+
+Windows are the first 1,024 tokens of modules of Python's standard library, at even distances in the list of modules.
+The figure that counts is the ratio to full attention on the same windows, with the standard error of its logarithm.
+
+Run: python benchmarks/perplexity.py [--windows 8] [--length 1024]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from machine import describe
+from pretrained import padded_batch, smollm2, standard_library_windows
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import remixer
+from remixer import LongShort
+
+CONFIGS = {
+    "long_short(window=128, sinks=4)": LongShort(window=128, sinks=4),
+    "long_short(window=128, sinks=4, rank=0)": LongShort(window=128, sinks=4, rank=0),
+    "long_short(window=128, sinks=0, rank=0)": LongShort(window=128, sinks=0, rank=0),
+}
+
+
+def losses(model: nn.Module, windows: Tensor) -> list[float]:
+    """Mean negative log-likelihood of each window's tokens, in nats."""
+    found = []
+    for window in windows:
+        ids = window[None]
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        found.append(float(F.cross_entropy(logits[0, :-1], ids[0, 1:])))
+    return found
+
+
+def main() -> None:
+    """Measure, print, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "perplexity.json")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    model, tokenizer = smollm2()
+    windows = standard_library_windows(tokenizer, options.windows, options.length)
+    start = time.perf_counter()
+    full = losses(model, windows)
+    rows = [{"mixer": "full attention", "perplexity": math.exp(statistics.fmean(full)), "ratio": 1.0}]
+    rows[0]["seconds"] = time.perf_counter() - start
+    for name, config in CONFIGS.items():
+        small = remixer.remix(model, config, padded_batch(2, 64, 1000))
+        start = time.perf_counter()
+        mixed = losses(small, windows)
+        harms = [after - before for after, before in zip(mixed, full, strict=True)]
+        rows.append(
+            {
+                "mixer": name,
+                "perplexity": math.exp(statistics.fmean(mixed)),
+                "ratio": math.exp(statistics.fmean(harms)),
+                "error": statistics.stdev(harms) / math.sqrt(len(harms)) if len(harms) > 1 else 0.0,
+                "seconds": time.perf_counter() - start,
+            }
+        )
+    table = Table(title=f"SmolLM2-135M, {options.windows} windows of {options.length} tokens, no training")
+    for name in ("mixer", "perplexity", "ratio", "standard error of log ratio"):
+        table.add_column(name, justify="left" if name == "mixer" else "right")
+    for row in rows:
+        error = f"{row['error']:.3f}" if "error" in row else ""
+        table.add_row(row["mixer"], f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}", error)
+    Console(width=120).print(table)
+    result = {"command": " ".join(["python", *sys.argv]), "machine": describe(), "rows": rows}
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

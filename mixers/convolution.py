@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
+from remixer.mixers.precision import at_least_float32
 
 
 def toeplitz_matrix(coefficients: Tensor, T: int, causal: bool) -> Tensor:
@@ -49,7 +50,7 @@ def toeplitz_product(coefficients: Tensor, values: Tensor, causal: bool) -> Tens
         (B, H, T, E).
     """
     T = values.shape[2]
-    dtype = torch.promote_types(torch.promote_types(coefficients.dtype, values.dtype), torch.float32)
+    dtype = at_least_float32(torch.promote_types(coefficients.dtype, values.dtype))
     length = transform_length(T)
     return convolve(spectrum_of(coefficients.to(dtype), T, length, causal), values.to(dtype), length)
 
@@ -128,7 +129,7 @@ def _convolve_in_cache(spectrum: Tensor, values: Tensor, length: int, scale: Ten
             buffer[..., :T] = some
             product = torch.fft.rfft(buffer)[:, :, None]
             kernels = spectrum[readers].unflatten(0, (-1, groups))
-            product = product.mul_(kernels) if groups == 1 and E == channels else product * kernels
+            product = product.mul_(kernels) if groups == 1 and channels == E else product * kernels
             mixed = torch.fft.irfft(product.flatten(1, 2), length)[..., :T]
             ready = staged[: mixed.shape[0], : mixed.shape[1]]
             if scale is None:

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from remixer.mixers.precision import at_least_float32
+
 
 def simple_rms_norm(hidden: Tensor) -> Tensor:
-    """x / (|x| / sqrt(d) + 1e-8) over the last dimension: an RMSNorm without a learned scale."""
+    """X / (|x| / sqrt(d) + 1e-8) over the last dimension: an RMSNorm without a learned scale."""
     size = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True) * hidden.shape[-1] ** -0.5
     return hidden / (size + 1e-8)
 
@@ -36,7 +38,7 @@ class PositionEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What the encoder is evaluated in: float32, or float64 where its parameters are."""
-        return torch.promote_types(self.first.weight.dtype, torch.float32)
+        return at_least_float32(self.first.weight.dtype)
 
     def forward(self, offsets: Tensor) -> Tensor:
         """The coefficients of some offsets.

@@ -11,7 +11,7 @@ from torch import Tensor
 from remixer.mixers.joint_attention import hidden_score
 from remixer.mixers.sinks import first_existing, gather_tokens
 from remixer.mixers.spec import AttentionSpec
-from remixer.mixers.summaries import log_share
+from remixer.mixers.summaries import log_share, to_multiple
 from remixer.mixers.windows import Tiling
 
 
@@ -144,7 +144,7 @@ class Sight:
         """How many segments the queries of a tile see between them."""
         segment, memory = self.config.segment, self.config.memory
         if memory is None:
-            return self.exist.shape[1] // segment
+            return -(-self.exist.shape[1] // segment)
         # The last query's window starts length - 1 tokens after the first's, and lets in as many segments more.
         return memory - (-(self.tiling.length - 1) // segment)
 
@@ -158,14 +158,14 @@ class Sight:
 
     def _segment_scores(self, first: int, stop: int, hidden: float, dtype: torch.dtype) -> Tensor:
         """(B or 1, tiles, length, segments * rank): segments wholly before the window, the latest ones."""
-        segment, total = self.config.segment, self.exist.shape[1] // self.config.segment
+        segment = self.config.segment
         index = self._segments(first, stop)
         start = self.tiling.positions(first, stop, self.exist.device) - self.config.window + 1
         before = start.div(segment, rounding_mode="floor")[..., None]  # segments that end before the window
         seen = (index >= 0)[:, None] & (index[:, None] < before)
         if self.config.memory is not None:
             seen = seen & (index[:, None] >= before - self.config.memory)
-        count = self.exist[:, : total * segment].unflatten(1, (total, segment)).sum(-1)
+        count = to_multiple(self.exist, 1, segment).unflatten(1, (-1, segment)).sum(-1)
         share = log_share(count, self.rank, self.config.counted, hidden, dtype)
-        scores = share[:, index.clamp(0, total - 1)][:, :, None].masked_fill(~seen, hidden)
+        scores = share[:, index.clamp(0, share.shape[1] - 1)][:, :, None].masked_fill(~seen, hidden)
         return scores.repeat_interleave(self.rank, -1)

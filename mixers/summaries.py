@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
+from remixer.mixers.precision import at_least_float32
 
 # How many weights of summaries are made before they are used, where that is free to choose.
 WEIGHTS_IN_CACHE = 2**18
@@ -22,7 +24,7 @@ def pool(
         key: (B, G, S, D).
         value: (B, G, S, E).
         padding: (B, S) bool, True where a key exists, or None. Of a segment without any, the summary is 0.
-        segment: pool every so many tokens by themselves, what is left over not at all; None: all tokens together.
+        segment: pool every so many tokens by themselves; None: all tokens together.
 
     Returns:
         (B, G, J, D) and (B, G, J, E), J = rank, or segments * rank with the segment leading.
@@ -51,21 +53,31 @@ def _pool(
 ) -> tuple[Tensor, Tensor]:
     """`pool` for some of the heads."""
     logits = pooling.transpose(1, 2) @ reads.transpose(2, 3)  # (B, G, rank, S)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    S = key.shape[2]
-    size = S if segment is None else segment
-    count = 1 if segment is None else S // size
-    whole = count * size
-    logits = logits[..., :whole].unflatten(3, (count, size))
-    if padding is not None:
-        exist = padding[:, None, None, :whole].unflatten(3, (count, size))
-        P = torch.softmax(logits.masked_fill(~exist, torch.finfo(logits.dtype).min), -1) * exist
-    else:
+    logits = _in_segments(logits.to(at_least_float32(logits.dtype)), 3, segment)
+    if padding is None:
         P = torch.softmax(logits, -1)
+    else:
+        exist = _in_segments(padding[:, None, None], 3, segment)
+        P = torch.softmax(logits.masked_fill(~exist, torch.finfo(logits.dtype).min), -1) * exist
     P = P.to(key.dtype).transpose(2, 3)  # (B, G, segments, rank, size)
-    far_key = (P @ key[:, :, :whole].unflatten(2, (count, size))).flatten(2, 3)
-    far_value = (P @ value[:, :, :whole].unflatten(2, (count, size))).flatten(2, 3)
+    far_key = (P @ _in_segments(key, 2, segment)).flatten(2, 3)
+    far_value = (P @ _in_segments(value, 2, segment)).flatten(2, 3)
     return far_key, far_value
+
+
+def _in_segments(tokens: Tensor, dim: int, segment: int | None) -> Tensor:
+    """The dimension of tokens split into (segments, tokens of each), the last one filled up with zeros."""
+    if segment is None:
+        return tokens.unsqueeze(dim)
+    return to_multiple(tokens, dim, segment).unflatten(dim, (-1, segment))
+
+
+def to_multiple(tokens: Tensor, dim: int, size: int) -> Tensor:
+    """Filled up with zeros (False) until the dimension is a multiple of size."""
+    missing = -tokens.shape[dim] % size
+    if plain_inference(tokens) and missing == 0:
+        return tokens
+    return F.pad(tokens, (0, 0) * (tokens.dim() - 1 - dim) + (0, missing))
 
 
 def log_share(count: Tensor, rank: int, counted: bool, hidden: float, dtype: torch.dtype) -> Tensor:
@@ -78,6 +90,6 @@ def log_share(count: Tensor, rank: int, counted: bool, hidden: float, dtype: tor
         hidden: the score of what isn't there.
         dtype: of the result; the logarithm is taken in float32 at least.
     """
-    share = count.clamp(min=1).to(torch.promote_types(dtype, torch.float32)) / rank
+    share = count.clamp(min=1).to(at_least_float32(dtype)) / rank
     scores = share.log() if counted else torch.zeros_like(share)
     return scores.masked_fill(count == 0, hidden).to(dtype)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from remixer.mixers.joint_attention import hidden_score, joint_attention, joint_attention_in_cache
+from remixer.mixers.precision import at_least_float32
 from remixer.mixers.sight import Sight, Tokens, join
 
 # How many scores are made before they are used: 2 MiB of them in float32 were fastest on every CPU tried.
@@ -52,10 +52,12 @@ def mix_in_cache(
     query: Tensor, keys: Tokens, values: Tokens, sight: Sight, added: Tensor | None, masked: bool
 ) -> Tensor:
     """A few heads at a time, and of long sequences a run of tiles. Same arguments, without gradients."""
-    spec, tiling, dtype = sight.spec, sight.tiling, torch.promote_types(query.dtype, torch.float32)
+    spec, tiling, dtype = sight.spec, sight.tiling, at_least_float32(query.dtype)
     B, T, tiles, groups = query.shape[0], query.shape[2], tiling.count(query.shape[2]), sight.spec.groups
     added = None if added is None else added.to(dtype)
-    tile = B * groups * tiling.length * sight.width  # scores of one tile and the readers of one key/value head
+    tile = (
+        B * groups * tiling.length * sight.width
+    )  # scores of one tile and the readers of one key/value head
     run = max(1, min(tiles, SCORES_IN_CACHE // tile))
     heads = max(1, min(spec.kv_heads, SCORES_IN_CACHE // (tile * run)))
     scratch = query.new_empty(tile * run * heads, dtype=dtype)

@@ -14,6 +14,7 @@ from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
 from remixer.mixers.convolution import convolve, spectrum_of, transform_length
 from remixer.mixers.eager import plain_inference
 from remixer.mixers.position_encoder import PositionEncoder
+from remixer.mixers.precision import at_least_float32
 from remixer.mixers.recent import Recent
 from remixer.mixers.registry import register
 from remixer.mixers.spec import AttentionSpec
@@ -137,7 +138,7 @@ class ToeplitzMixer(Mixer):
     ) -> Tensor:
         """See Mixer.forward. Queries that don't exist are served too, but may get next to nothing."""
         assert value is not None
-        T, dtype = value.shape[2], torch.promote_types(value.dtype, torch.float32)
+        T, dtype = value.shape[2], at_least_float32(value.dtype)
         if padding is not None and plain_inference(padding) and bool(padding.all()):
             padding = None
         if padding is not None:

@@ -54,8 +54,12 @@ class Tiling:
         return F.pad(padding, around, value=False).unfold(1, self.span, self.length)
 
     def tokens(self, mixed: Tensor, B: int, T: int) -> Tensor:
-        """(B * tiles, H, length, E) back to (B, H, T, E); T counts the tokens of these tiles."""
-        return mixed.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)[:, :, :T]
+        """(B * tiles, H, length, E) back to (B, H, T, E), for all tiles of a sequence."""
+        whole = mixed.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)
+        if torch.compiler.is_compiling():
+            # Whether a slice is contiguous would become a guard on the length.
+            return whole.index_select(2, torch.arange(T, device=mixed.device))
+        return whole[:, :, :T]
 
     def positions(self, first: int, stop: int, device: torch.device) -> Tensor:
         """(tiles, length), the place of every query in the sequence."""

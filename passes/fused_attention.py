@@ -80,8 +80,8 @@ class FusedAttention(Rule):
 
     def rewrite(self, found: Reading, editor: Editor) -> fx.Node:
         """See Rule.rewrite."""
-        query, key, value, mask = found.query, found.key, found.value, found.mask
-        assert key is not None
-        cuts = {"query": query, "key": key, "value": value}
-        masks = [mask] if mask is not None else []
-        return raised(found, editor, self.name, query, key, value, mask, cuts, masks=masks)
+        assert found.key is not None
+        operands = {"query": found.query, "key": found.key, "value": found.value}
+        if found.mask is not None:
+            operands["bias"] = found.mask
+        return raised(found.match, found.spec, editor, self.name, operands)

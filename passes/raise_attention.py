@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
 from remixer.mixers import AttentionSpec, Softmax
@@ -41,46 +40,44 @@ def attention_dropout(match: Match, given: Any) -> float:
 
 
 def raised(
-    found: Reading,
+    match: Match,
+    spec: AttentionSpec,
     editor: Editor,
     rule: str,
-    query: fx.Node,
-    key: fx.Node,
-    value: fx.Node,
-    mask: fx.Node | None,
-    cuts: Mapping[str, fx.Node],
+    operands: Mapping[str, fx.Node],
     *,
-    masks: Iterable[fx.Node] = (),
-    flat: bool = False,
+    cuts: Mapping[str, fx.Node] | None = None,
+    masks: Iterable[fx.Node] | None = None,
+    layout: Callable[[fx.Node], fx.Node] | None = None,
 ) -> fx.Node:
     """Add a call of the canonical operator and record the site on it.
 
     Args:
-        found: what was read.
+        match: where the attention was found.
+        spec: what it computes; a mask that is not yet understood is a dense bias.
         editor: of the program.
         rule: name of the rule.
-        query: (B, H, T, D).
-        key: (B, G, S, D).
-        value: (B, G, S, E).
-        mask: broadcastable to (B, H, T, S), or None; not yet understood, hence a dense bias.
-        cuts: existing nodes from which both forms of the attention start, by operand.
-        masks: existing nodes that the mask is made from.
-        flat: the original's output is (B * H, T, E).
+        operands: "query" (B, H, T, D), "key" (B, G, S, D), "value" (B, G, S, E), and with a mask "bias",
+            broadcastable to (B, H, T, S).
+        cuts: existing nodes from which both forms of the attention start, by operand; by default the operands.
+        masks: existing nodes that the mask is made from; by default the bias.
+        layout: brings the (B, H, T, E) result into the layout that the original has, by further calls.
 
     Returns:
         The node that stands for the original's output.
     """
-    root = found.match.root
+    root = match.root
     path = module_path(root)
     stack = list(root.meta.get("nn_module_stack", {}).values())
     kind = str(stack[-1][1]).rsplit(".", 1)[-1].strip("'>") if stack else ""
-    operands = {"query": query, "key": key, "value": value} | ({"bias": mask} if mask is not None else {})
-    fake_query, fake_value = query.meta["val"], value.meta["val"]
+    fake_query, fake_value = operands["query"].meta["val"], operands["value"].meta["val"]
     B, H, T, _ = fake_query.shape
     result = fake_value.new_empty((B, H, T, fake_value.shape[-1]))
-    target = editor.register(f"{path}.attention" if path else "attention", Softmax(found.spec).eval())
+    target = editor.register(f"{path}.attention" if path else "attention", Softmax(spec).eval())
     node = editor.call_module(target, operands, before=root, fake=result)
-    last = editor.call(torch.ops.aten.flatten.using_ints, node, 0, 1, before=root) if flat else node
+    last = node if layout is None else layout(node)
+    cuts = cuts or {name: operands[name] for name in ("query", "key", "value")}
+    made_from = masks if masks is not None else [operands[name] for name in ("bias",) if name in operands]
     node.meta["site"] = SiteRecord(
         name=_unique(path or "attention", editor.graph),
         rule=rule,
@@ -89,7 +86,7 @@ def raised(
         original=root.name,
         result=last.name,
         cuts={name: cut.name for name, cut in cuts.items()},
-        masks=tuple(term.name for term in masks),
+        masks=tuple(term.name for term in made_from),
     )
     return last
 

@@ -130,14 +130,28 @@ class SoftmaxAttention(Rule):
     def rewrite(self, found: Reading, editor: Editor) -> fx.Node:
         """See Rule.rewrite."""
         match, spec, root = found.match, found.spec, found.match.root
-        flat = len(shape_of(found.query) or ()) == 3
         cuts = {"query": found.query, "key": key_cut(match), "value": found.value}
-        key = lifted(untransposed(match, editor), spec.kv_heads, editor, root)
-        query = lifted(found.query, spec.heads, editor, root)
-        value = lifted(found.value, spec.kv_heads, editor, root)
-        mask = _mask(found.mask, spec, editor, root)
-        masks = [term.node for term in found.mask]
-        return raised(found, editor, self.name, query, key, value, mask, cuts, masks=masks, flat=flat)
+        operands = {
+            "query": lifted(found.query, spec.heads, editor, root),
+            "key": lifted(untransposed(match, editor), spec.kv_heads, editor, root),
+            "value": lifted(found.value, spec.kv_heads, editor, root),
+        }
+        if (mask := _mask(found.mask, spec, editor, root)) is not None:
+            operands["bias"] = mask
+
+        def flat(node: fx.Node) -> fx.Node:
+            return editor.call(aten.flatten.using_ints, node, 0, 1, before=root)
+
+        return raised(
+            match,
+            spec,
+            editor,
+            self.name,
+            operands,
+            cuts=cuts,
+            masks=[term.node for term in found.mask],
+            layout=flat if len(shape_of(found.query) or ()) == 3 else None,
+        )
 
 
 def read_scores(match: Match) -> Scores | Miss:

@@ -172,6 +172,11 @@ class Matcher:
             )
         elif isinstance(pattern, Through):
             found = self._through(pattern, value, match, (), set())
+        elif isinstance(pattern, (list, tuple)) and isinstance(value, (list, tuple)):
+            if len(pattern) == len(value):
+                found = self._operands(tuple(pattern), list(value), match)
+            else:
+                found = self._literal(list(pattern), value, match)
         else:
             found = self._literal(pattern, value, match)
         for result in found:

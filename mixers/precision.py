@@ -1,0 +1,10 @@
+"""The precision of what must not be rounded to a model's dtype: positions, decays, transforms, counts."""
+
+from __future__ import annotations
+
+import torch
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float32 for all lower precisions. Unlike torch.promote_types it leaves no trace in an exported graph."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

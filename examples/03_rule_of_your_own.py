@@ -54,7 +54,11 @@ class EinsumRule(Rule):
         """The canonical operator, between transposes into its layout and back."""
         _, _, heads, size = shape_of(match["query"])
         spec = AttentionSpec(
-            heads=int(heads), kv_heads=int(heads), head_dim=int(size), value_dim=int(size), scale=match["scale"]
+            heads=int(heads),
+            kv_heads=int(heads),
+            head_dim=int(size),
+            value_dim=int(size),
+            scale=match["scale"],
         )
 
         def exchanged(node: fx.Node) -> fx.Node:

@@ -1,7 +1,7 @@
 """Token mixers: modules that take the place of an attention.
 
-Shape letters: B batch, H query heads, G key/value heads, T query length, S key length, D head size, E value size,
-C model width.
+Shape letters: B batch, H query heads, G key/value heads, T query length, S key length, D head size, E value
+size, C model width.
 """
 
 from remixer.mixers.base import OPERANDS, Mixer, MixerConfig, Order, Unsupported

@@ -1,7 +1,7 @@
 """Toeplitz matrix times values in n log n: circulant embedding and FFT (Qin et al., 2023, section 3.1).
 
-Coefficients are (H, E, offsets) or (H, 1, offsets): one sequence per head and channel, or one per head. The offset
-of query i and key j is i - j. A causal operator has the offsets 0..T-1 in this order, any other -(T-1)..T-1.
+Coefficients are (H, E, offsets) or (H, 1, offsets): one sequence per head and channel, or one per head. The
+offset of query i and key j is i - j. A causal operator has the offsets 0..T-1 in this order, any other -(T-1)..T-1.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from remixer.mixers.eager import plain_inference
 from remixer.mixers.precision import at_least_float32
 
 
-def toeplitz_matrix(coefficients: Tensor, T: int, causal: bool) -> Tensor:
+def toeplitz_matrix(coefficients: Tensor, causal: bool) -> Tensor:
     """The dense matrix M with M[..., i, j] = t_{i-j}, and 0 for j > i if causal.
 
     Args:
         coefficients: (..., offsets).
-        T: number of rows and columns.
         causal: see the module.
 
     Returns:
         (..., T, T).
     """
+    T = tokens_of(coefficients, causal)
     index = torch.arange(T, device=coefficients.device)
     offset = index[:, None] - index
     matrix = coefficients[..., offset.clamp(min=0) if causal else offset + T - 1]
@@ -34,7 +34,7 @@ def toeplitz_reference(coefficients: Tensor, values: Tensor, causal: bool) -> Te
     """`toeplitz_product` in its obvious form: a dense matrix per head and channel, times the values."""
     groups = coefficients.shape[0] // values.shape[1]
     values = values.repeat_interleave(groups, 1)
-    matrix = toeplitz_matrix(coefficients, values.shape[2], causal)
+    matrix = toeplitz_matrix(coefficients, causal)
     return (matrix @ values.transpose(-1, -2)[..., None])[..., 0].transpose(-1, -2)
 
 
@@ -49,28 +49,31 @@ def toeplitz_product(coefficients: Tensor, values: Tensor, causal: bool) -> Tens
     Returns:
         (B, H, T, E).
     """
-    T = values.shape[2]
     dtype = at_least_float32(torch.promote_types(coefficients.dtype, values.dtype))
-    length = transform_length(T)
-    return convolve(spectrum_of(coefficients.to(dtype), T, length, causal), values.to(dtype), length)
+    length = transform_length(values.shape[2])
+    return convolve(spectrum_of(coefficients.to(dtype), length, causal), values.to(dtype), length)
 
 
-def transform_length(T: int) -> int:
-    """A length of FFT in which T values and their offsets don't wrap around: the next power of two.
+def tokens_of(coefficients: Tensor, causal: bool) -> int:
+    """For how many tokens there are coefficients."""
+    return coefficients.shape[-1] if causal else (coefficients.shape[-1] + 1) // 2
 
-    In a graph 2T, the length that can be written without knowing T.
+
+def transform_length(tokens: int) -> int:
+    """A length of FFT in which values and their offsets don't wrap around: the next power of two.
+
+    In a graph twice the tokens, which can be written without knowing how many they are.
     """
     if torch.compiler.is_compiling():
-        return 2 * T
-    return 1 << max(1, (2 * T - 2).bit_length())
+        return 2 * tokens
+    return 1 << max(1, (2 * tokens - 2).bit_length())
 
 
-def spectrum_of(coefficients: Tensor, T: int, length: int, causal: bool) -> Tensor:
+def spectrum_of(coefficients: Tensor, length: int, causal: bool) -> Tensor:
     """The FFT of the circulant matrix whose first T rows and columns are the Toeplitz matrix.
 
     Args:
-        coefficients: (H, E or 1, offsets) for T tokens.
-        T: number of tokens.
+        coefficients: (H, E or 1, offsets).
         length: of the transform, 2T - 1 at least.
         causal: see the module.
 
@@ -79,6 +82,7 @@ def spectrum_of(coefficients: Tensor, T: int, length: int, causal: bool) -> Tens
     """
     if causal:
         return torch.fft.rfft(coefficients, length)
+    T = tokens_of(coefficients, causal)
     past, future = coefficients[..., T - 1 :], coefficients[..., : T - 1]
     unused = coefficients.new_zeros(*coefficients.shape[:-1], length - 2 * T + 1)
     return torch.fft.rfft(torch.cat([past, unused, future], -1), length)
@@ -98,11 +102,10 @@ def convolve(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None
     """
     if plain_inference(spectrum, values):
         return _convolve_in_cache(spectrum, values, length, scale)
-    (B, G, T, E), H = values.shape, spectrum.shape[0]
+    _, G, T, _ = values.shape
+    H = spectrum.shape[0]
     transformed = torch.fft.rfft(values.transpose(-1, -2), length)
-    product = transformed[:, :, None] * spectrum.unflatten(
-        0, (G, H // G)
-    )  # no second FFT for a shared value head
+    product = transformed[:, :, None] * spectrum.unflatten(0, (G, H // G))  # no second FFT for a shared value head
     mixed = torch.fft.irfft(product.flatten(1, 2), length)[..., :T]
     if scale is not None:
         mixed = mixed * scale
@@ -113,7 +116,7 @@ def _convolve_in_cache(spectrum: Tensor, values: Tensor, length: int, scale: Ten
     """A few sequences at a time: their transforms stay in cache, which halves the time of long sequences."""
     (B, G, T, E), H = values.shape, spectrum.shape[0]
     groups, channels = H // G, max(E, spectrum.shape[1])
-    # About 128 sequences occupy all cores; short ones take more to outweigh the calls, long ones fewer to fit.
+    # About 128 sequences occupy all cores; short ones take more to outweigh the calls, long ones fewer.
     sequences = max(1, min(max(128, 2**18 // length), 2**22 // length))
     samples = max(1, min(B, sequences // (channels * groups)))
     heads = max(1, min(G, sequences // (channels * groups * samples)))

@@ -1,6 +1,6 @@
 """One softmax over all that a tile of queries sees: summaries, sinks and window together.
 
-Transformer-LS (Zhu et al., 2021), equation 5. N counts the tiles of all samples, c the columns that a tile sees.
+Transformer-LS (Zhu et al., 2021), equation 5. N counts the tiles of all samples, c the columns a tile sees.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from remixer.mixers.spec import AttentionSpec
 def hidden_score(dtype: torch.dtype) -> float:
     """What is added to the score of a column that a query may not see.
 
-    Finite, so that a row that sees nothing has gradients; half of the least number, so that a sum stays finite.
+    Finite, so that a row that sees nothing has gradients; half of the least number, so that sums stay finite.
     """
     return torch.finfo(dtype).min / 2
 

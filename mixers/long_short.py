@@ -22,23 +22,23 @@ from remixer.mixers.tiled_attention import mix_at_once, mix_in_cache
 
 @dataclass(frozen=True)
 class LongShort(MixerConfig):
-    """Replace an attention by one softmax over a window of tokens, the first tokens, and summaries of the rest.
+    """One softmax over a window of tokens, the first tokens, and summaries of the rest.
 
     Attributes:
-        window: how many tokens one sees. Causal: the last ones, itself included. Bidirectional: the segment of
-            this length that it is in, and half as many to either side.
+        window: how many tokens one sees. Causal: the last ones, itself included. Bidirectional: the segment
+            of this length that it is in, and half as many to either side.
         rank: how many summaries; of the whole sequence, or of every segment if causal. None is 32, or 1 if
             causal; 0 is none.
         segment: how many tokens one causal summary stands for.
         sinks: the first so many tokens that exist are seen by all.
         memory: how many segments before the window a causal token sees, or None for all of them, which makes
             the mixer quadratic again, with a small factor.
-        dual_norm: LayerNorms on keys and values, one for tokens and one for summaries: over all heads together
-            as in the "paper", "per_head", or "none", which suits a pretrained attention.
+        dual_norm: LayerNorms on keys and values, one for tokens and one for summaries: over all heads
+            together as in the "paper", "per_head", or "none", which suits a pretrained attention.
         project_from: what the summaries' weights are read from: the "key" of the head, or the hidden state
             ("source") as in the paper.
-        counted: a summary weighs as many tokens as it stands for, those left out that the query sees anyway, times
-            a learned factor per head. False is the published form.
+        counted: a summary weighs as many tokens as it stands for, those left out that the query sees anyway,
+            times a learned factor per head. False is the published form.
     """
 
     window: int = 128
@@ -55,13 +55,9 @@ class LongShort(MixerConfig):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         self.require(self.sinks >= 0, f"sinks can't be negative, got {self.sinks}")
         self.require(self.rank is None or self.rank >= 0, f"rank can't be negative, got {self.rank}")
-        self.require(
-            self.memory is None or self.memory >= 1, f"memory must be at least 1 or None, got {self.memory}"
-        )
+        self.require(self.memory is None or self.memory >= 1, f"memory must be at least 1 or None, got {self.memory}")
         norms, operands = ("none", "paper", "per_head"), ("key", "source")
-        self.require(
-            self.dual_norm in norms, f"dual_norm must be one of {', '.join(norms)}, got {self.dual_norm!r}"
-        )
+        self.require(self.dual_norm in norms, f"dual_norm must be one of {', '.join(norms)}, got {self.dual_norm!r}")
         self.require(
             self.project_from in operands,
             f"project_from must be one of {', '.join(operands)}, got {self.project_from!r}",
@@ -79,9 +75,7 @@ class LongShortMixer(Mixer):
         config = config or LongShort()
         super().__init__(spec, config)
         # A pretrained window hid everything beyond it, which neither summaries nor sinks may show.
-        self.rank = (
-            0 if spec.windowed else config.rank if config.rank is not None else 1 if spec.causal else 32
-        )
+        self.rank = 0 if spec.windowed else config.rank if config.rank is not None else 1 if spec.causal else 32
         self.sinks = 0 if spec.windowed else config.sinks
         self.pooling: nn.Parameter | None = None
         self.summary_bias: nn.Parameter | None = None
@@ -109,20 +103,11 @@ class LongShortMixer(Mixer):
         if spec.bias != "none":
             article = "an" if spec.bias == "offset" else "a"
             return Unsupported(f"'long_short' can't carry {article} {spec.bias} bias over to a window")
-        if (
-            config.project_from == "source"
-            and config.rank != 0
-            and not spec.windowed
-            and spec.source_dim is None
-        ):
-            return Unsupported(
-                "its keys aren't read from one hidden state, which project_from='source' asks for"
-            )
+        if config.project_from == "source" and config.rank != 0 and not spec.windowed and spec.source_dim is None:
+            return Unsupported("its keys aren't read from one hidden state, which project_from='source' asks for")
         if config.dual_norm != "none" and spec.head_dim != spec.value_dim:
             sizes = f"{spec.head_dim} and {spec.value_dim}"
-            return Unsupported(
-                f"dual_norm shares one LayerNorm between keys and values, which have sizes {sizes}"
-            )
+            return Unsupported(f"dual_norm shares one LayerNorm between keys and values, which have sizes {sizes}")
         return None
 
     @property
@@ -141,7 +126,9 @@ class LongShortMixer(Mixer):
         source: Tensor | None = None,
     ) -> Tensor:
         """See Mixer.forward. A query that sees nothing gives 0."""
-        assert query is not None and key is not None and value is not None
+        assert query is not None
+        assert key is not None
+        assert value is not None
         spec, config, T = self.spec, self.config, query.shape[2]
         dropout = spec.dropout if self.training else 0.0
         if padding is not None and plain_inference(padding) and bool(padding.all()):
@@ -192,6 +179,8 @@ class LongShortMixer(Mixer):
         source: Tensor | None = None,
     ) -> Tensor:
         """One query at a time over the list of what it sees."""
-        assert query is not None and key is not None and value is not None
+        assert query is not None
+        assert key is not None
+        assert value is not None
         parameters = dict(self.named_parameters())
         return long_short_reference(self.spec, self.config, parameters, query, key, value, padding, source)

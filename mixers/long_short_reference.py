@@ -45,9 +45,7 @@ def long_short_reference(
     rows = []
     for b in range(B):
         kept = [s for s in range(T) if padding is None or bool(padding[b, s])]
-        reads = (
-            k[b] if config.project_from == "key" else None if source is None else source[b].to(dtype)[None]
-        )
+        reads = k[b] if config.project_from == "key" else None if source is None else source[b].to(dtype)[None]
         near_k, near_v = (_normed("window_norm", x[b], config, weights) for x in (k, v))
         segments = []  # each: positions that it stands for, (G, rank, D), (G, rank, E)
         if rank and not spec.windowed and reads is not None:
@@ -76,11 +74,7 @@ def long_short_reference(
                 stands_for = len(members) if spec.causal else len(set(members) - set(tokens))
                 if config.counted and stands_for == 0:
                     continue
-                count = (
-                    math.log(stands_for / rank) + weights["summary_bias"]
-                    if config.counted
-                    else torch.zeros(H)
-                )
+                count = math.log(stands_for / rank) + weights["summary_bias"] if config.counted else torch.zeros(H)
                 ks.append(far_k)
                 vs.append(far_v)
                 plus.append(count.to(dtype)[:, None].expand(H, rank))

@@ -1,4 +1,4 @@
-"""The relative position encoder of TNN (Qin et al., 2023, section 3.2): an MLP from an offset to coefficients."""
+"""The relative position encoder of TNN (Qin et al., 2023, section 3.2): an MLP from offset to coefficients."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def simple_rms_norm(hidden: Tensor) -> Tensor:
 
 
 class PositionEncoder(nn.Module):
-    """Linear(1 -> r), then `layers` times Linear(r -> r)(relu(norm(h))), then Linear(r -> out)(relu(norm(h))).
+    """Linear(1 -> r), `layers` times Linear(r -> r)(relu(norm(h))), then Linear(r -> out)(relu(norm(h))).
 
-    Everything is evaluated in float32 at least, whatever the parameters' dtype: bfloat16 tells only 384 of the
-    first 511 offsets apart.
+    Everything is evaluated in float32 at least, whatever the parameters' dtype: bfloat16 tells only 384 of
+    the first 511 offsets apart.
 
     Args:
         width: r, size of the hidden layers.

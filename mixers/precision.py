@@ -6,5 +6,5 @@ import torch
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """float32 for all lower precisions. Unlike torch.promote_types it leaves no trace in an exported graph."""
+    """float32 for all lower precisions; unlike torch.promote_types, it leaves no trace in a graph."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,7 +1,7 @@
 """Mixers by name.
 
-Third parties add theirs through the entry-point group `remixer.mixers`; an entry point is loaded when its name
-is first asked for.
+Third parties add theirs through the entry-point group `remixer.mixers`; an entry point is loaded when its
+name is first asked for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a tile of queries sees, column by column: [summaries; sinks; window], and how much each column weighs."""
+"""What a tile of queries sees, column by column: [summaries; sinks; window], and what each column weighs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Sight:
         tiling = Tiling(w, w, 0) if spec.causal else Tiling(w, w // 2, w // 2)
         return cls(spec, config, tiling, exist, first_existing(exist, sinks) if sinks else None, rank)
 
-    def bias(self, first: int, stop: int, B: int, dtype: torch.dtype) -> Tensor:
+    def bias(self, first: int, stop: int, samples: int, dtype: torch.dtype) -> Tensor:
         """What is added to the scores of every column, hidden ones included.
 
         Returns:
@@ -86,9 +86,9 @@ class Sight:
                     count = count - seen.sum(-1)
             scores = log_share(count, self.rank, self.config.counted, hidden, dtype)
             parts.insert(0, scores[..., None].expand(*scores.shape, self.rank))
-        samples, rows = max(part.shape[0] for part in parts), max(part.shape[2] for part in parts)
+        rows = max(part.shape[2] for part in parts)
         parts = [part.expand(samples, stop - first, rows, -1) for part in parts]
-        return torch.cat(parts, -1).expand(B, -1, -1, -1).flatten(0, 1)[:, None]
+        return torch.cat(parts, -1).flatten(0, 1)[:, None]
 
     def tokens(self, near: Tensor, far: Tensor | None) -> Tokens:
         """Keys or values, with the sinks picked out: near (B, G, T, D), far (B, G, summaries, D)."""
@@ -131,7 +131,7 @@ class Sight:
         return band
 
     def _sinks_in_sight(self, first: int, stop: int) -> Tensor:
-        """(B or 1, tiles, length or 1, sinks) bool: those that exist, outside of the window and not to come."""
+        """(B or 1, tiles, length or 1, sinks) bool: those that exist, outside of the window, not to come."""
         assert self.sinks is not None
         position, there = self.sinks[0][:, None, None], self.sinks[1][:, None, None]
         query = self.tiling.positions(first, stop, self.exist.device)
@@ -145,7 +145,7 @@ class Sight:
         segment, memory = self.config.segment, self.config.memory
         if memory is None:
             return -(-self.exist.shape[1] // segment)
-        # The last query's window starts length - 1 tokens after the first's, and lets in as many segments more.
+        # The last query's window starts length - 1 tokens after the first's: so many segments more are seen.
         return memory - (-(self.tiling.length - 1) // segment)
 
     def _segments(self, first: int, stop: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The first tokens of a sequence, which a pretrained decoder leans on (Xiao et al., 2024, "attention sinks")."""
+"""The first tokens of a sequence, which pretrained decoders lean on: attention sinks (Xiao et al., 2024)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from remixer.mixers.spec import AttentionSpec
 
 
 def repeat_heads(tensor: Tensor, groups: int) -> Tensor:
-    """(B, G, S, D) to (B, G * groups, S, D): every key/value head repeated for the query heads that read it."""
+    """(B, G, S, D) to (B, G * groups, S, D): every key/value head repeated for the heads that read it."""
     if groups == 1:
         return tensor
     B, G, S, D = tensor.shape
@@ -22,7 +22,7 @@ def repeat_heads(tensor: Tensor, groups: int) -> Tensor:
 
 
 def allowed_keys(
-    spec: AttentionSpec, T: int, S: int, padding: Tensor | None, device: torch.device
+    spec: AttentionSpec, queries: int, keys: int, padding: Tensor | None, device: torch.device
 ) -> Tensor | None:
     """Which keys each query may see by causality, window and padding.
 
@@ -95,7 +95,7 @@ class SoftmaxConfig(MixerConfig):
 
 @register("softmax")
 class Softmax(Mixer):
-    """The pretrained attention itself, written as one canonical operator. P = softmax(scale * Q K^T + mask)."""
+    """The pretrained attention itself as one canonical operator: P = softmax(scale * Q K^T + mask)."""
 
     Config = SoftmaxConfig
 
@@ -124,7 +124,9 @@ class Softmax(Mixer):
         source: Tensor | None = None,
     ) -> Tensor:
         """See Mixer.forward. A bias operand carries the whole mask and is used as it is."""
-        assert query is not None and key is not None and value is not None
+        assert query is not None
+        assert key is not None
+        assert value is not None
         spec = self.spec
         dropout = spec.dropout if self.training else 0.0
         if bias is not None:
@@ -148,7 +150,9 @@ class Softmax(Mixer):
         source: Tensor | None = None,
     ) -> Tensor:
         """One query at a time over a list of the keys it may see."""
-        assert query is not None and key is not None and value is not None
+        assert query is not None
+        assert key is not None
+        assert value is not None
         spec = self.spec
         key, value = repeat_heads(key, spec.groups), repeat_heads(value, spec.groups)
         (B, H, T, _), S = query.shape, key.shape[2]
@@ -171,11 +175,7 @@ class Softmax(Mixer):
                     scores = spec.softcap * torch.tanh(scores / spec.softcap)
                 if bias is not None:
                     whole = bias.broadcast_to(B, H, T, S)[b, :, t]
-                    scores = (
-                        scores.masked_fill(~whole, -torch.inf)
-                        if whole.dtype == torch.bool
-                        else scores + whole
-                    )
+                    scores = scores.masked_fill(~whole, -torch.inf) if whole.dtype == torch.bool else scores + whole
                 weights = torch.softmax(scores, -1) if seen else scores
                 rows.append((weights[..., None] * value[b, :, seen]).sum(1))
         return torch.stack(rows).view(B, T, H, -1).transpose(1, 2)

@@ -29,8 +29,8 @@ class AttentionSpec:
         softcap: c in c * tanh(scores / c), or None.
         dropout: probability with which attention weights are dropped in training.
         cross: keys come from another sequence than queries; T and S are independent.
-        dead_rows: what a query gives that may see no key: "zero"; the "mean" of all values, which is what masks
-            made of the lowest number do; or attention over "all" keys, which is what -10,000 does.
+        dead_rows: what a query gives that may see no key: "zero"; the "mean" of all values, which is what
+            masks made of the lowest number do; or attention over "all" keys, which is what -10,000 does.
         source_dim: C, width of the hidden state that the key projection reads, or None if there is no one
             such tensor.
         dtype: of query, key and value.

@@ -81,7 +81,7 @@ def to_multiple(tokens: Tensor, dim: int, size: int) -> Tensor:
 
 
 def log_share(count: Tensor, rank: int, counted: bool, hidden: float, dtype: torch.dtype) -> Tensor:
-    """What is added to a summary's score: log(count / rank) if counted, else 0; hidden where there are no tokens.
+    """What is added to a summary's score: log(count / rank) if counted, else 0; hidden where nothing exists.
 
     Args:
         count: how many tokens stand behind `rank` summaries.

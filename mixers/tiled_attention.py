@@ -35,8 +35,8 @@ def mix_at_once(
     Returns:
         (B, H, T, E).
     """
-    B, T, tiles = query.shape[0], query.shape[2], sight.tiling.count(query.shape[2])
-    base = sight.bias(0, tiles, B, query.dtype)
+    tiles = sight.tiling.count(query.shape[2])
+    base = sight.bias(0, tiles, query.shape[0], query.dtype)
     mixed = joint_attention(
         sight.tiling.queries(query, 0, tiles),
         join(sight.parts(keys, 0, tiles)),
@@ -45,7 +45,7 @@ def mix_at_once(
         sight.spec,
         dropout,
     )
-    return sight.tiling.tokens(_silenced(mixed, base) if masked else mixed, B, T)
+    return sight.tiling.untiled(_silenced(mixed, base) if masked else mixed, query)
 
 
 def mix_in_cache(
@@ -55,9 +55,7 @@ def mix_in_cache(
     spec, tiling, dtype = sight.spec, sight.tiling, at_least_float32(query.dtype)
     B, T, tiles, groups = query.shape[0], query.shape[2], tiling.count(query.shape[2]), sight.spec.groups
     added = None if added is None else added.to(dtype)
-    tile = (
-        B * groups * tiling.length * sight.width
-    )  # scores of one tile and the readers of one key/value head
+    tile = B * groups * tiling.length * sight.width  # scores of one tile and the readers of one key/value head
     run = max(1, min(tiles, SCORES_IN_CACHE // tile))
     heads = max(1, min(spec.kv_heads, SCORES_IN_CACHE // (tile * run)))
     scratch = query.new_empty(tile * run * heads, dtype=dtype)

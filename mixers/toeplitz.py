@@ -1,4 +1,4 @@
-"""Toeplitz token mixing (Qin et al., 2023, "Toeplitz Neural Network for Sequence Modeling", equations 4 to 9)."""
+"""Toeplitz token mixing (Qin et al., 2023, "Toeplitz Neural Network for Sequence Modeling", section 3)."""
 
 from __future__ import annotations
 
@@ -102,14 +102,14 @@ class ToeplitzMixer(Mixer):
         """Three FFTs over the length."""
         return "n log n"
 
-    def coefficients(self, T: int) -> Tensor:
-        """t_k for all offsets k = i - j of T tokens, in float32 at least.
+    def coefficients(self, tokens: int) -> Tensor:
+        """t_k for all offsets k = i - j of so many tokens, in float32 at least.
 
         Returns:
             (H, E or 1, offsets), the offsets being 0..T-1 if causal, else -(T-1)..T-1.
         """
         spec, config = self.spec, self.config
-        offset = torch.arange(0 if spec.causal else 1 - T, T, device=self.encoder.first.weight.device)
+        offset = torch.arange(0 if spec.causal else 1 - tokens, tokens, device=self.encoder.first.weight.device)
         encoded = self.encoder(offset).t().unflatten(0, (spec.heads, self.channels))
         # As a logarithm and never in bfloat16, in which 0.999 is 1.
         fade = offset.abs().to(encoded.dtype) * math.log(1.0 if config.decay is None else config.decay)
@@ -122,9 +122,7 @@ class ToeplitzMixer(Mixer):
         if not config.normalise:
             return (encoded * fade.exp()).masked_fill(hidden, 0.0)
         logs = (encoded + fade).masked_fill(hidden, -torch.inf)
-        return (
-            logs - logs.detach().amax(-1, keepdim=True)
-        ).exp()  # rows are divided by their sum: any factor will do
+        return (logs - logs.detach().amax(-1, keepdim=True)).exp()  # rows are divided by their sum: any factor will do
 
     def forward(
         self,
@@ -158,20 +156,20 @@ class ToeplitzMixer(Mixer):
             mixed = mixed * self.gate(operand)
         return mixed.to(value.dtype)
 
-    def _kernel(self, T: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _kernel(self, tokens: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What the values are convolved with, kept between calls in plain inference.
 
         Returns:
-            The spectrum and, where rows are normalised, 1 / the sum of every row over all keys (H, E or 1, T), and
-            what every query gives itself (H, 1, E or 1).
+            The spectrum and, where rows are normalised, 1 / the sum of every row over all keys (H, E or 1, T)
+            and what every query gives itself (H, 1, E or 1).
         """
 
         def make() -> tuple[Tensor, Tensor | None, Tensor | None]:
-            coefficients = self.coefficients(T).to(dtype)
-            spectrum = spectrum_of(coefficients, T, length, self.spec.causal)
+            coefficients = self.coefficients(tokens).to(dtype)
+            spectrum = spectrum_of(coefficients, length, self.spec.causal)
             if not self.config.normalise:
                 return spectrum, None, None
-            middle = 0 if self.spec.causal else T - 1
+            middle = 0 if self.spec.causal else tokens - 1
             sums = coefficients[..., middle:].cumsum(-1)
             if not self.spec.causal:
                 future = coefficients[..., :middle].flip(-1).cumsum(-1).flip(-1)
@@ -183,7 +181,7 @@ class ToeplitzMixer(Mixer):
         parameters = list(self.encoder.parameters())
         if self.training or not plain_inference(*parameters):
             return make()
-        return self._kernels.get((T, length, dtype), parameters, make)
+        return self._kernels.get((tokens, length, dtype), parameters, make)
 
     def reference(
         self,

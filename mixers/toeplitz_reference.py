@@ -40,17 +40,13 @@ def toeplitz_mixer_reference(
     offsets = range(0 if spec.causal else 1 - T, T)
     sequence = [_coefficient(k, spec, config, parameters) for k in offsets]
     coefficients = torch.stack(sequence, -1).unflatten(0, (spec.heads, -1)).to(dtype)
-    P = toeplitz_matrix(coefficients, T, spec.causal) * exist[:, None, None, None]  # (B, H, E or 1, T, T)
+    P = toeplitz_matrix(coefficients, spec.causal) * exist[:, None, None, None]  # (B, H, E or 1, T, T)
     if config.normalise:
         itself = coefficients[..., 0 if spec.causal else T - 1]
         P = P / torch.maximum(P.sum(-1), itself[..., None])[..., None]
     mixed = torch.einsum("bheij,bhje->bhie", P.expand(-1, -1, E, -1, -1), wide * exist[:, None, :, None])
     if config.gate != "none":
-        operand = (
-            query.to(dtype)
-            if config.gate == "query" and query is not None
-            else wide * exist[:, None, :, None]
-        )
+        operand = query.to(dtype) if config.gate == "query" and query is not None else wide * exist[:, None, :, None]
         reads = torch.einsum("bhti,hie->bhte", operand, parameters["gate.weight"].to(dtype))
         mixed = mixed * 2.0 * torch.sigmoid(reads + parameters["gate.bias"].to(dtype))
     return mixed.to(value.dtype)

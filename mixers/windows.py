@@ -27,9 +27,9 @@ class Tiling:
         """How many keys a tile sees."""
         return self.before + self.length + self.after
 
-    def count(self, T: int) -> int:
-        """How many tiles hold T queries."""
-        return -(-T // self.length)
+    def count(self, tokens: int) -> int:
+        """How many tiles hold so many queries."""
+        return -(-tokens // self.length)
 
     def queries(self, tokens: Tensor, first: int, stop: int) -> Tensor:
         """(B, H, T, D) to (B * tiles, H, length, D)."""
@@ -53,8 +53,9 @@ class Tiling:
         around = (self.before - first * self.length, stop * self.length + self.after - padding.shape[1])
         return F.pad(padding, around, value=False).unfold(1, self.span, self.length)
 
-    def tokens(self, mixed: Tensor, B: int, T: int) -> Tensor:
-        """(B * tiles, H, length, E) back to (B, H, T, E), for all tiles of a sequence."""
+    def untiled(self, mixed: Tensor, like: Tensor) -> Tensor:
+        """(B * tiles, H, length, E), all tiles of the sequences, back to (B, H, T, E); like is (B, H, T, D)."""
+        B, _, T, _ = like.shape
         whole = mixed.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)
         if torch.compiler.is_compiling():
             # Whether a slice is contiguous would become a guard on the length.

@@ -76,9 +76,7 @@ def understand(program: Program, slicer: Slicer, site: Site, mask: fx.Node) -> U
     return reasons[0]
 
 
-def _polarised(
-    program: Program, slicer: Slicer, mask: fx.Node, node: fx.Node, lengths: tuple[Any, Any]
-) -> Padding:
+def _polarised(program: Program, slicer: Slicer, mask: fx.Node, node: fx.Node, lengths: tuple[Any, Any]) -> Padding:
     """The padding with the value that means "exists": if all True hides every key, it is False."""
     first = next(run_trials(program, slicer, mask, Padding(node, True), lengths))
     return Padding(node, bool(allowed_in(first).any()))

@@ -58,9 +58,7 @@ class FusedAttention(Rule):
             return Miss(f"{heads} query heads on {kv_heads} key and {heads_of(value)} value heads", node)
         (_, _, T, D), (_, _, S, _), (_, _, _, E) = shape_of(query), shape_of(key), shape_of(value)  # type: ignore[misc]
         if given["is_causal"] and T != S:
-            return Miss(
-                f"causal with {T} queries and {S} keys: which keys a query sees depends on the backend", node
-            )
+            return Miss(f"causal with {T} queries and {S} keys: which keys a query sees depends on the backend", node)
         dropout = attention_dropout(match, given["dropout_p"])
         source = hidden_state(key, match.graph_module)
         spec = AttentionSpec(

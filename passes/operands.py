@@ -104,11 +104,7 @@ def heads_of(node: fx.Node) -> int | Miss:
     if shape is None or len(shape) not in (3, 4):
         return Miss(f"{node.name} has shape {shape}, expected (B, H, T, D) or (B * H, T, D)", node)
     if len(shape) == 4:
-        return (
-            int(shape[1])
-            if shape[1].is_Integer
-            else Miss(f"the number of heads, {shape[1]}, is not fixed", node)
-        )
+        return int(shape[1]) if shape[1].is_Integer else Miss(f"the number of heads, {shape[1]}, is not fixed", node)
     factor, symbols = sympy.sympify(shape[0]).as_coeff_Mul()
     if not factor.is_Integer or not symbols.free_symbols:
         return Miss(f"can't tell batch from heads in the first dimension, {shape[0]}", node)

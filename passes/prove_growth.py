@@ -27,9 +27,7 @@ def growth(program: Program) -> Growth:
     unit = _unit(program, length)
     if unit <= 1.0:
         return found
-    nodes = tuple(
-        replace(node, size=_per(node.size, unit), work=_per(node.work, unit)) for node in found.nodes
-    )
+    nodes = tuple(replace(node, size=_per(node.size, unit), work=_per(node.work, unit)) for node in found.nodes)
     return Growth(max((node.worst for node in nodes), default=Order()), nodes, found.unknown)
 
 
@@ -83,9 +81,6 @@ class ProveGrowth(Pass):
         found = growth(after)
         if found.order > Order.parse(self.at_most):
             blamed = ", ".join(
-                f"{node.node} {node.shape}" + (f" at {node.path}" if node.path else "")
-                for node in found.to_blame()[:5]
+                f"{node.node} {node.shape}" + (f" at {node.path}" if node.path else "") for node in found.to_blame()[:5]
             )
-            raise PassError(
-                f"the graph grows as {found.order}, at most {self.at_most} was asked for: {blamed}"
-            )
+            raise PassError(f"the graph grows as {found.order}, at most {self.at_most} was asked for: {blamed}")

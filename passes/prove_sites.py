@@ -119,9 +119,7 @@ def _prove(slicer: Slicer, nodes: Mapping[str, fx.Node], site: Site) -> Differen
     return worst
 
 
-def _feeds(
-    site: Site, nodes: Mapping[str, fx.Node], sizes: Sizes, factor: float, padding: int
-) -> dict[fx.Node, Any]:
+def _feeds(site: Site, nodes: Mapping[str, fx.Node], sizes: Sizes, factor: float, padding: int) -> dict[fx.Node, Any]:
     """Random operands; the mask's too where its meaning is not known."""
     feeds: dict[fx.Node, Any] = {}
     for index, (name, cut) in enumerate(site.record.cuts.items()):

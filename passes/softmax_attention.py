@@ -98,9 +98,7 @@ class SoftmaxAttention(Rule):
         if isinstance(kv_heads, Miss):
             return kv_heads
         if heads_of(value) != kv_heads or heads % kv_heads:
-            return Miss(
-                f"{heads} query heads on {kv_heads} key and {heads_of(value)} value heads", match.root
-            )
+            return Miss(f"{heads} query heads on {kv_heads} key and {heads_of(value)} value heads", match.root)
         scores = read_scores(match)
         if isinstance(scores, Miss):
             return scores
@@ -209,9 +207,7 @@ def _scaled(scores: Scores, factor: float, node: fx.Node) -> Scores | Miss:
     return replace(scores, scale=scores.scale * factor, terms=terms)
 
 
-def _mask(
-    terms: tuple[MaskTerm, ...], spec: AttentionSpec, editor: Editor, before: fx.Node
-) -> fx.Node | None:
+def _mask(terms: tuple[MaskTerm, ...], spec: AttentionSpec, editor: Editor, before: fx.Node) -> fx.Node | None:
     """One tensor to add to the scores, in front of a node; None where nothing is added."""
     total: fx.Node | None = None
     for term in terms:

@@ -62,10 +62,7 @@ class Substitute(Pass):
 
 def refusal(site: Site, reason: str) -> str:
     """The sentence for a site that can't take a mixer: what, where, and what to do."""
-    return (
-        f"cannot replace attention at {site.name}: {reason}{_why(site)}. "
-        f'Leave it out with {{"{site.name}": None}}'
-    )
+    return f'cannot replace attention at {site.name}: {reason}{_why(site)}. Leave it out with {{"{site.name}": None}}'
 
 
 def _why(site: Site) -> str:

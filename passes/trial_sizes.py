@@ -40,9 +40,7 @@ class NotTriedError(Exception):
     """The mask can't be run on inputs of our choice; the message says why."""
 
 
-def sizes_of(
-    program: Program, batch: int, length: int, lengths: Iterable[Size] = ()
-) -> dict[sympy.Symbol, int]:
+def sizes_of(program: Program, batch: int, length: int, lengths: Iterable[Size] = ()) -> dict[sympy.Symbol, int]:
     """A value for every symbol: the batch, and lengths of which no two are the same.
 
     Args:

@@ -97,9 +97,7 @@ def _captured(model: nn.Module, call: Call, *, training: bool) -> Program:
     return program_of(exported, wanted, added=added, asked=call, training=training)
 
 
-def _all_dynamic(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
+def _all_dynamic(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     def dynamic(leaf: Any) -> Any:
         return dict.fromkeys(countable_dimensions(leaf), Dim.AUTO) if isinstance(leaf, torch.Tensor) else None
 

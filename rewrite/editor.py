@@ -71,9 +71,7 @@ class Editor:
         name = node.name
         try:
             yield
-            self.rewrites.append(
-                Rewrite(rule, self._origin.site, self._origin.source, name, tuple(self._added))
-            )
+            self.rewrites.append(Rewrite(rule, self._origin.site, self._origin.source, name, tuple(self._added)))
         finally:
             self._origin = None
             self._added = []
@@ -82,9 +80,7 @@ class Editor:
         """Record why something was left as it is."""
         self.misses.append(miss)
 
-    def call(
-        self, target: Callable[..., Any], *args: Any, before: fx.Node, fake: Any = None, **kwargs: Any
-    ) -> fx.Node:
+    def call(self, target: Callable[..., Any], *args: Any, before: fx.Node, fake: Any = None, **kwargs: Any) -> fx.Node:
         """Add a call of an operator in front of a node.
 
         Args:
@@ -163,9 +159,7 @@ class Editor:
         """Names of all parameters and buffers, every name of tied ones."""
         module = self.graph_module
         parameters = module.named_parameters(remove_duplicate=False)
-        return {name for name, _ in parameters} | {
-            name for name, _ in module.named_buffers(remove_duplicate=False)
-        }
+        return {name for name, _ in parameters} | {name for name, _ in module.named_buffers(remove_duplicate=False)}
 
     def _enter(self, node: fx.Node, place: fx.Node, fake: Any) -> fx.Node:
         for key in ("nn_module_stack", "stack_trace"):

@@ -187,9 +187,7 @@ def make_functional(graph: fx.Graph) -> int:
 def _is_outer(write: fx.Node) -> bool:
     """Whether a write changes an input, a parameter or a buffer."""
     return any(
-        storage.op in ("placeholder", "get_attr")
-        for operand in written(write)
-        for storage in storages_of(operand)
+        storage.op in ("placeholder", "get_attr") for operand in written(write) for storage in storages_of(operand)
     )
 
 

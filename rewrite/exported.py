@@ -118,9 +118,7 @@ def _has_rows(value: Any) -> bool:
 
 def _static_dimensions(graph: fx.Graph, call: Call) -> tuple[StaticDimension, ...]:
     """Batch and length dimensions that did not become symbols."""
-    nodes = [
-        node for node in graph.find_nodes(op="placeholder") if isinstance(node.meta.get("val"), torch.Tensor)
-    ]
+    nodes = [node for node in graph.find_nodes(op="placeholder") if isinstance(node.meta.get("val"), torch.Tensor)]
     sizes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(call) if isinstance(leaf, torch.Tensor)]
     found = []
     for node, shape in zip(nodes, sizes, strict=False):
@@ -130,9 +128,7 @@ def _static_dimensions(graph: fx.Graph, call: Call) -> tuple[StaticDimension, ..
             if not size.is_Integer:  # a SymInt may well stand for a constant
                 continue
             if shape[dim] <= 1:
-                reason = (
-                    f"the example's size {shape[dim]} can't be told from a constant; give a larger example"
-                )
+                reason = f"the example's size {shape[dim]} can't be told from a constant; give a larger example"
             else:
                 reason = "the model's own code allows this size only"
             found.append(StaticDimension(str(node.target), dim, int(size), reason))

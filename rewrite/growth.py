@@ -97,9 +97,7 @@ class Growth:
 Inside = Callable[[nn.Module, fx.Node], Order | None]
 
 
-def growth_of(
-    program: Program, length: Iterable[sympy.Symbol] | None = None, inside: Inside | None = None
-) -> Growth:
+def growth_of(program: Program, length: Iterable[sympy.Symbol] | None = None, inside: Inside | None = None) -> Growth:
     """The growth of a program's graph.
 
     Args:

@@ -263,9 +263,7 @@ class Matcher:
             return node.target in targets
         if node.op == "call_module":
             module = self.graph_module.get_submodule(str(node.target))
-            return isinstance(
-                module, tuple(t for t in targets if isinstance(t, type) and issubclass(t, nn.Module))
-            )
+            return isinstance(module, tuple(t for t in targets if isinstance(t, type) and issubclass(t, nn.Module)))
         return False
 
 
@@ -275,9 +273,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
         given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False))
         given.update(node.kwargs)
         return {
-            argument.name: given.get(
-                argument.name, argument.default_value if argument.has_default_value() else None
-            )
+            argument.name: given.get(argument.name, argument.default_value if argument.has_default_value() else None)
             for argument in node.target._schema.arguments
         }
     return {**{str(index): value for index, value in enumerate(node.args)}, **node.kwargs}
@@ -294,9 +290,7 @@ def _set_beyond(node: fx.Node, count: int) -> list[tuple[str, Any]]:
     found = []
     for name, actual in list(arguments(node).items())[count:]:
         default = defaults.get(name)
-        if actual is not default and (
-            name not in defaults or isinstance(actual, fx.Node) or actual != default
-        ):
+        if actual is not default and (name not in defaults or isinstance(actual, fx.Node) or actual != default):
             found.append((name, actual))
     return found
 

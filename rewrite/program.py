@@ -103,7 +103,7 @@ _UNITED: WeakKeyDictionary[Any, dict[sympy.Symbol, sympy.Symbol]] = WeakKeyDicti
 def unite(sizes: Sequence[torch.SymInt]) -> None:
     """Read all these sizes, symbols of one export, as the first from now on."""
     common, *others = (size.node.expr for size in sizes)
-    _UNITED.setdefault(sizes[0].node.shape_env, {}).update({other: common for other in others})
+    _UNITED.setdefault(sizes[0].node.shape_env, {}).update(dict.fromkeys(others, common))
 
 
 def expression(size: int | torch.SymInt) -> sympy.Expr:

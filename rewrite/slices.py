@@ -137,9 +137,7 @@ class Slicer:
             if operand in feeds:
                 return feeds[operand]
             if self._needs.has_edge(operand, node):
-                raise KeyError(
-                    f"the value of {operand.name} is not known: the graph changed under the slicer"
-                )
+                raise KeyError(f"the value of {operand.name} is not known: the graph changed under the slicer")
             return self._stand_in(operand, sizes)
 
         args, kwargs = map_arg((node.args, node.kwargs), value_of)

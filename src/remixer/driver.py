@@ -27,9 +27,7 @@ Choice = str | MixerConfig | None
 Rules = tuple[Rule, ...]
 
 
-def explain(
-    model: nn.Module | ExportedProgram, inputs: Inputs | None = None, *, rules: Rules = RULES
-) -> Report:
+def explain(model: nn.Module | ExportedProgram, inputs: Inputs | None = None, *, rules: Rules = RULES) -> Report:
     """What attentions a model has, what each computes, and how far that is proven. Changes nothing.
 
     Args:
@@ -143,9 +141,7 @@ def _config(choice: Choice) -> MixerConfig | None:
     if isinstance(choice, MixerConfig):
         mixers.mixer_of(choice)
         return choice
-    raise TypeError(
-        f"expected a mixer's name, a config such as remixer.LongShort(window=64), or None, got {choice!r}"
-    )
+    raise TypeError(f"expected a mixer's name, a config such as remixer.LongShort(window=64), or None, got {choice!r}")
 
 
 def _refuse_remixed(model: nn.Module | ExportedProgram) -> None:

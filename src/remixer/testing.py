@@ -85,9 +85,7 @@ def assert_sites(model: Model, inputs: Inputs, count: int, **spec: Any) -> None:
         for name, expected in spec.items():
             actual = getattr(site.spec, name)
             if actual != expected:
-                raise AssertionError(
-                    f"{site.name} has {name} = {actual!r}, expected {expected!r}: {site.spec}"
-                )
+                raise AssertionError(f"{site.name} has {name} = {actual!r}, expected {expected!r}: {site.spec}")
 
 
 def assert_order(model: fx.GraphModule | Program, at_most: str) -> None:
@@ -99,9 +97,7 @@ def assert_order(model: fx.GraphModule | Program, at_most: str) -> None:
     """
     grown = growth(model if isinstance(model, Program) else Program.of(model))
     if grown.order > Order.parse(at_most):
-        nodes = "\n".join(
-            f"  {node.node} {node.shape} at {node.path or 'the top'}" for node in grown.to_blame()
-        )
+        nodes = "\n".join(f"  {node.node} {node.shape} at {node.path or 'the top'}" for node in grown.to_blame())
         raise AssertionError(f"grows as {grown.order}, at most {at_most} was asked for:\n{nodes}")
 
 
@@ -155,9 +151,7 @@ def graph_text(graph: fx.Graph) -> str:
         args, kwargs = map_aggregate((node.args, dict(node.kwargs)), written)
         target = node.target if node.op != "placeholder" else node.op
         shape = shape_of(node)
-        lines.append(
-            f"{names[node]} = {target} {args} {kwargs} : {len(shape) if shape is not None else '-'}-d"
-        )
+        lines.append(f"{names[node]} = {target} {args} {kwargs} : {len(shape) if shape is not None else '-'}-d")
     return "\n".join(lines)
 
 
@@ -175,8 +169,6 @@ def _swept_text(program: Program) -> str:
 def _assert_same_text(actual: str, expected: str) -> None:
     if actual != expected:
         diff = "\n".join(
-            difflib.unified_diff(
-                expected.splitlines(), actual.splitlines(), "expected", "actual", lineterm=""
-            )
+            difflib.unified_diff(expected.splitlines(), actual.splitlines(), "expected", "actual", lineterm="")
         )
         raise AssertionError(f"the graphs differ:\n{diff}")

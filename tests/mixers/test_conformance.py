@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+
 from remixer.mixers import AttentionSpec, LongShort, Toeplitz, available, get
 from remixer.testing import assert_close
 
@@ -217,9 +218,12 @@ def test_copies_state_and_modes(name, config):
         other.load_state_dict(mixer.state_dict())
         assert_close(other(**tensors, padding=mask), expected)
         assert_close(mixer.train()(**tensors, padding=mask), expected)
-        assert mixer.to(torch.float32).eval()(
-            **{key: tensor.float() for key, tensor in tensors.items()}, padding=mask
-        ).dtype == torch.float32
+        assert (
+            mixer.to(torch.float32)
+            .eval()(**{key: tensor.float() for key, tensor in tensors.items()}, padding=mask)
+            .dtype
+            == torch.float32
+        )
 
 
 def largest_exponent(program, T):

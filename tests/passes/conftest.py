@@ -1,10 +1,10 @@
 """One attention in many spellings, as small as it can be."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import pytest
 from remixer.passes.pipelines import recognition
 from remixer.passes.sites import sites_of
 from remixer.rewrite.capture import capture

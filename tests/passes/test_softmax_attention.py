@@ -137,9 +137,7 @@ MASKED = {
         torch.softmax((q @ k.mT + torch.where(m, 0.0, -1e9)) * SCALE, -1) @ v
     ),
     "subtracted": lambda q, k, v, m, s: torch.softmax(q @ k.mT - torch.where(m, 0.0, 1e9), -1) @ v,
-    "twice": lambda q, k, v, m, s: (
-        torch.softmax((q @ k.mT).masked_fill(~m, -1e9).masked_fill(~m, -1e9), -1) @ v
-    ),
+    "twice": lambda q, k, v, m, s: torch.softmax((q @ k.mT).masked_fill(~m, -1e9).masked_fill(~m, -1e9), -1) @ v,
     "flat": by_bmm_masked,
 }
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from remixer.testing import TOLERANCE, assert_close, assert_rewrites, assert_sites
 from remixer.passes.fused_attention import FusedAttention
+from remixer.testing import TOLERANCE, assert_close, assert_rewrites, assert_sites
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))

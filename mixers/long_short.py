@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
 from remixer.mixers.eager import plain_inference
 from remixer.mixers.long_short_reference import long_short_reference
+from remixer.mixers.precision import at_least_float32
 from remixer.mixers.registry import register
 from remixer.mixers.sight import Sight
 from remixer.mixers.softmax import allowed_keys, attend
@@ -164,9 +165,13 @@ class LongShortMixer(Mixer):
         """(B, G, S, D), every token normalised over all heads together, or over each by itself."""
         if norm is None:
             return tokens
+        # In float32: sums over many tokens lose their last digits in bfloat16.
+        dtype = at_least_float32(tokens.dtype)
+        weight, bias, wide = norm.weight.to(dtype), norm.bias.to(dtype), tokens.to(dtype)
         if self.config.dual_norm == "per_head":
-            return norm(tokens)
-        return norm(tokens.transpose(1, 2).flatten(2)).unflatten(2, tokens.shape[1::2]).transpose(1, 2)
+            return F.layer_norm(wide, norm.normalized_shape, weight, bias, norm.eps).to(tokens.dtype)
+        flat = F.layer_norm(wide.transpose(1, 2).flatten(2), norm.normalized_shape, weight, bias, norm.eps)
+        return flat.unflatten(2, tokens.shape[1::2]).transpose(1, 2).to(tokens.dtype)
 
     def reference(
         self,

@@ -31,7 +31,7 @@ def allowed_keys(
     """
     allowed = None
     if spec.causal or spec.windowed:
-        offset = torch.arange(S, device=device) - torch.arange(T, device=device)[:, None]
+        offset = torch.arange(keys, device=device) - torch.arange(queries, device=device)[:, None]
         left, right = spec.window
         if spec.causal:
             allowed = offset <= 0
@@ -41,8 +41,8 @@ def allowed_keys(
             near = offset >= -left
             allowed = near if allowed is None else allowed & near
     if padding is not None:
-        keys = padding[:, None, None, :]
-        allowed = keys if allowed is None else allowed & keys
+        exist = padding[:, None, None, :]
+        allowed = exist if allowed is None else allowed & exist
     return allowed
 
 

@@ -9,7 +9,7 @@ from remixer.mixers.precision import at_least_float32
 from remixer.mixers.sight import Sight, Tokens, join
 
 # How many scores are made before they are used: 2 MiB of them in float32 were fastest on every CPU tried.
-SCORES_IN_CACHE = 2**19
+SCORES_IN_CACHE = 2**20
 
 
 def mix_at_once(
@@ -53,18 +53,16 @@ def mix_in_cache(
 ) -> Tensor:
     """A few heads at a time, and of long sequences a run of tiles. Same arguments, without gradients."""
     spec, tiling, dtype = sight.spec, sight.tiling, at_least_float32(query.dtype)
-    B, T, tiles, groups = query.shape[0], query.shape[2], tiling.count(query.shape[2]), sight.spec.groups
+    (B, _, T, _), groups = query.shape, spec.groups
     added = None if added is None else added.to(dtype)
     tile = B * groups * tiling.length * sight.width  # scores of one tile and the readers of one key/value head
-    run = max(1, min(tiles, SCORES_IN_CACHE // tile))
-    heads = max(1, min(spec.kv_heads, SCORES_IN_CACHE // (tile * run)))
-    scratch = query.new_empty(tile * run * heads, dtype=dtype)
-    out = values.near.new_empty(B, tiles, tiling.length, spec.heads, spec.value_dim)
-    for first in range(0, tiles, run):
-        stop = min(first + run, tiles)
+    scratch = query.new_empty(max(tile, min(SCORES_IN_CACHE, tile * spec.kv_heads * tiling.count(T))), dtype=dtype)
+    out = values.near.new_empty(B, tiling.count(T), tiling.length, spec.heads, spec.value_dim)
+    for first, stop in tiling.runs(T, max(1, SCORES_IN_CACHE // tile)):
         base = sight.bias(first, stop, B, dtype)
         rows = tiling.queries(query, first, stop)
         key_parts, value_parts = sight.parts(keys, first, stop), sight.parts(values, first, stop)
+        heads = max(1, min(spec.kv_heads, SCORES_IN_CACHE // (tile * (stop - first))))
         for g in range(0, spec.kv_heads, heads):
             some, readers = slice(g, g + heads), slice(g * groups, (g + heads) * groups)
             mixed = joint_attention_in_cache(

@@ -63,10 +63,10 @@ class Gate(nn.Module):
         self.bias = nn.Parameter(torch.zeros(heads, 1, gated))
 
     def forward(self, operand: Tensor) -> Tensor:
-        """(B, H or G, T, read) to (B, H, T, gated)."""
-        groups = self.weight.shape[0] // operand.shape[1]
-        weight, bias = (each.unflatten(0, (-1, groups)) for each in (self.weight, self.bias))
-        return 2.0 * torch.sigmoid(operand[:, :, None] @ weight + bias).flatten(1, 2)
+        """(B, H or G, T, read) to (B, H, T, gated), in float32 at least."""
+        groups, dtype = self.weight.shape[0] // operand.shape[1], at_least_float32(operand.dtype)
+        weight, bias = (each.to(dtype).unflatten(0, (-1, groups)) for each in (self.weight, self.bias))
+        return 2.0 * torch.sigmoid(operand.to(dtype)[:, :, None] @ weight + bias).flatten(1, 2)
 
 
 @register("toeplitz")

@@ -59,7 +59,7 @@ def _coefficient(k: int, spec: AttentionSpec, config: Any, parameters: Mapping[s
     layers = [f"encoder.hidden.{layer}" for layer in range(config.rpe_layers)]
     for layer in [*layers, "encoder.last"]:
         normed = hidden / (hidden.square().mean().sqrt() + 1e-8)
-        hidden = parameters[f"{layer}.weight"] @ normed.clamp(min=0.0) + parameters[f"{layer}.bias"]
+        hidden = parameters[f"{layer}.weight"] @ torch.where(normed > 0.0, normed, 0.0) + parameters[f"{layer}.bias"]
     if (left is not None and k > left) or (right is not None and -k > right):
         return hidden * 0.0
     decayed = 1.0 if config.decay is None else config.decay ** abs(k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,15 @@ class Tiling:
     def count(self, tokens: int) -> int:
         """How many tiles hold so many queries."""
         return -(-tokens // self.length)
+
+    def runs(self, tokens: int, most: int) -> Iterator[tuple[int, int]]:
+        """All tiles in runs of at most so many; those at the ends, whose keys must be filled up, by themselves."""
+        tiles = self.count(tokens)
+        lead = min(tiles, -(-self.before // self.length))
+        tail = max(lead, (tokens - self.after) // self.length)
+        for start, end in ((0, lead), (lead, tail), (tail, tiles)):
+            for first in range(start, end, most):
+                yield first, min(first + most, end)
 
     def queries(self, tokens: Tensor, first: int, stop: int) -> Tensor:
         """(B, H, T, D) to (B * tiles, H, length, D)."""

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from remixer.rewrite.dropout import raise_dropout
 from remixer.rewrite.effects import is_check, make_functional, remove_dead_code
-from remixer.rewrite.modules import add_module
+from remixer.rewrite.modules import add_module, keep_tied, weights
 
 
 def clean(graph_module: fx.GraphModule, training: bool | None = None) -> None:
@@ -30,7 +30,9 @@ def clean(graph_module: fx.GraphModule, training: bool | None = None) -> None:
     make_functional(graph)
     raise_dropout(graph_module, training)
     remove_dead_code(graph)
+    before = weights(graph_module)
     graph_module.delete_all_unused_submodules()
+    keep_tied(before, graph_module)
     graph_module.recompile()
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
 from remixer.rewrite.effects import remove_dead_code
+from remixer.rewrite.errors import PassError
 from remixer.rewrite.match import Miss, module_path, source_line
-from remixer.rewrite.modules import add_module
+from remixer.rewrite.modules import add_module, keep_tied, weights
 from remixer.rewrite.program import Program, fake_mode
 
 
@@ -121,9 +123,15 @@ class Editor:
         return path
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Let all readers of one node read another, but for the nodes that the present rewrite added."""
+        """Let all readers of one node read another, but for the nodes that the present rewrite added.
+
+        Raises:
+            PassError: the other has another dtype or shape.
+        """
         if new is old:
             return
+        if not _alike(old, new):
+            raise PassError(f"{new.name}, {_described(new)}, can't stand for {old.name}, {_described(old)}")
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user.name not in self._added)
         self.edits.append(Edit("replace", old.name))
 
@@ -145,21 +153,17 @@ class Editor:
         """
         removed = remove_dead_code(self.graph)
         self.edits += [Edit("sweep", "nodes")] * removed
-        before = self._weights()
+        before = weights(self.graph_module)
         self.graph_module.delete_all_unused_submodules()
         used = {str(node.target) for node in self.graph.nodes if node.op in ("get_attr", "call_module")}
-        for name in self._weights():
+        for name in weights(self.graph_module):
             parts = name.split(".")
             if not any(".".join(parts[:end]) in used for end in range(1, len(parts) + 1)):
                 delattr(self.graph_module.get_submodule(".".join(parts[:-1])), parts[-1])
-        self.edits += [Edit("sweep", name) for name in sorted(before - self._weights())]
+        keep_tied(before, self.graph_module)
+        gone = before.keys() - weights(self.graph_module).keys()
+        self.edits += [Edit("sweep", name) for name in sorted(gone)]
         return removed
-
-    def _weights(self) -> set[str]:
-        """Names of all parameters and buffers, every name of tied ones."""
-        module = self.graph_module
-        parameters = module.named_parameters(remove_duplicate=False)
-        return {name for name, _ in parameters} | {name for name, _ in module.named_buffers(remove_duplicate=False)}
 
     def _enter(self, node: fx.Node, place: fx.Node, fake: Any) -> fx.Node:
         for key in ("nn_module_stack", "stack_trace"):
@@ -175,3 +179,19 @@ class Editor:
         args, kwargs = map_arg((args, kwargs), lambda node: node.meta["val"])
         with fake_mode(self.graph):
             return target(*args, **kwargs)
+
+
+def _alike(old: fx.Node, new: fx.Node) -> bool:
+    """Whether two recorded values have the same dtype and, as far as they are fixed, the same sizes."""
+    before, after = old.meta.get("val"), new.meta.get("val")
+    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
+        return True
+    if before.dtype != after.dtype or before.dim() != after.dim():
+        return False
+    sizes = zip(before.shape, after.shape, strict=True)
+    return all(a == b for a, b in sizes if isinstance(a, int) and isinstance(b, int))
+
+
+def _described(node: fx.Node) -> str:
+    value = node.meta["val"]
+    return f"a {value.dim()}-d {value.dtype}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import nn
 
 
@@ -25,8 +28,40 @@ def add_module(root: nn.Module, path: str, module: nn.Module) -> str:
     return ".".join([*owners, free])
 
 
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers by name; tied ones under every name."""
+    parameters: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    return parameters | dict(module.named_buffers(remove_duplicate=False))
+
+
+def keep_tied(before: Mapping[str, torch.Tensor], module: nn.Module) -> None:
+    """Give weights that a module still has the other names back that they had before.
+
+    A graph reads a tied weight by one of its names; a checkpoint has them all.
+    """
+    now = weights(module)
+    held = {id(tensor) for tensor in now.values()}
+    for name, tensor in before.items():
+        if name in now or id(tensor) not in held:
+            continue
+        *owners, leaf = name.split(".")
+        owner = module
+        for part in owners:
+            if not isinstance(getattr(owner, part, None), nn.Module):
+                owner.add_module(part, nn.Module())
+            owner = getattr(owner, part)
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(leaf, tensor)
+        else:
+            owner.register_buffer(leaf, tensor)
+
+
 def keep_persistence(old: nn.Module, new: nn.Module) -> None:
-    """Mark the buffers of `new` non-persistent that are so in `old`; copying an attribute forgets it."""
+    """Make up for what a GraphModule forgets of the module it is made from.
+
+    These are the other names of tied weights, and which buffers are not persistent.
+    """
+    keep_tied(weights(old), new)
     transient = {
         f"{path}.{name}" if path else name
         for path, module in old.named_modules()

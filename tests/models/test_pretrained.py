@@ -65,7 +65,7 @@ def test_exact_rewrites_reproduce_the_original(original, inputs, mixer):
         assert_close(actual[0], expected[0], where=batch["attention_mask"].bool())
 
 
-@pytest.mark.parametrize("mixer, order", [(LongShort(window=16), "n"), (Toeplitz(), "n log n")])
+@pytest.mark.parametrize(("mixer", "order"), [(LongShort(window=16), "n"), (Toeplitz(), "n log n")])
 def test_no_node_is_quadratic_any_more(original, inputs, mixer, order):
     before = sum(parameter.numel() for parameter in original.parameters())
     small = remixer.remix(original, mixer, inputs, strict=True)

@@ -155,7 +155,7 @@ def test_a_mask_shared_by_layers_is_understood_once(one_attention, recognised, p
             mask = additive(~(causal(x.shape[1], None, None) & keep[:, None, None, :]), LOWEST)
             return self.second(self.first(x, mask), mask)
 
-    result, sites = recognised(Two())
+    _result, sites = recognised(Two())
     assert [site.name for site in sites] == ["first", "second"]
     assert all(site.spec.causal and site.spec.padding for site in sites)
     assert sites[0].operand("padding") is sites[1].operand("padding")

@@ -107,7 +107,7 @@ def test_the_result_works_in_bf16(model, inputs):
         assert remixer.remix(model, mixer, inputs)(**inputs)["logits"].isfinite().all()
 
 
-@pytest.mark.parametrize("mixer, order", [(LongShort(window=4), "n"), (Toeplitz(), "n log n")])
+@pytest.mark.parametrize(("mixer", "order"), [(LongShort(window=4), "n"), (Toeplitz(), "n log n")])
 def test_nothing_quadratic_is_left(causal_model, inputs, mixer, order):
     small = remixer.remix(causal_model, mixer, inputs)
     assert small.report.order == order
@@ -220,13 +220,13 @@ def test_an_attention_that_is_not_understood_is_kept_and_reported(inputs):
     report = remixer.explain(TwoPaths(), inputs["x"])
     assert [(site.status, site.spec) for site in report.sites] == [("missed", None)]
     assert "is also read by output" in report.sites[0].reason
-    with pytest.raises(remixer.NoAttentionError, match="none|no attention in TwoPaths was understood"):
+    with pytest.raises(remixer.NoAttentionError, match="no attention in TwoPaths was understood"):
         remixer.remix(TwoPaths(), "toeplitz", inputs["x"])
 
 
 def test_bad_input_gets_its_error_before_any_work(model, inputs, monkeypatch):
     monkeypatch.setattr("remixer.driver.capture", lambda *_: pytest.fail("captured"))
-    with pytest.raises(remixer.UnknownMixerError, match="no mixer named 'toeplits'.*Did you mean 'toeplitz'"):
+    with pytest.raises(remixer.UnknownMixerError, match=r"no mixer named .toeplits.*Did you mean .toeplitz"):
         remixer.remix(model, "toeplits", inputs)
     with pytest.raises(remixer.MixerConfigError, match="LongShort: window must be at least 1, got 0"):
         remixer.remix(model, LongShort(window=0), inputs)

@@ -1,0 +1,40 @@
+import dataclasses
+
+import pytest
+
+from remixer.mixers import AttentionSpec
+
+SPEC = AttentionSpec(heads=8, kv_heads=2, head_dim=64, value_dim=64, scale=0.125)
+
+
+def test_heads_share_key_value_heads():
+    assert SPEC.groups == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "windowed"),
+    [
+        ({}, False),
+        ({"causal": True, "window": (None, 0)}, False),
+        ({"causal": True, "window": (7, 0)}, True),
+        ({"window": (None, 3)}, True),
+        ({"window": (3, None)}, True),
+    ],
+)
+def test_windowed_is_more_than_causal(changes, windowed):
+    assert dataclasses.replace(SPEC, **changes).windowed == windowed
+
+
+def test_in_words():
+    spec = dataclasses.replace(SPEC, window=(4, None), padding=True, bias="offset", softcap=30.0, dropout=0.1)
+    assert str(spec) == (
+        "8 heads on 2 of 64, bidirectional, window 4 before, all after, padding, offset bias, softcap 30, "
+        "dropout 0.1, scale 0.125"
+    )
+
+
+def test_specs_are_values():
+    assert dataclasses.replace(SPEC) == SPEC
+    assert hash(SPEC) == hash(dataclasses.replace(SPEC))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SPEC.heads = 1

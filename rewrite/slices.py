@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
@@ -30,6 +31,17 @@ _SHAPE_ONLY: dict[Any, tuple[int, ...]] = {
     torch.ops.aten.expand_as.default: (1,),
     torch.ops.aten.type_as.default: (1,),
 }
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run small tensors on one thread for a while: waking the others costs more than they bring."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Slicer:

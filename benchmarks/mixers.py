@@ -1,0 +1,197 @@
+"""Toeplitz and Long-Short against fused attention: time of one mixer, beside what the machine could do at best.
+
+Run: python benchmarks/mixers.py [--lengths 1024 4096 16384] [--runs 9] [--threads 2] [--memory]
+
+All peers of a length take turns in one process, so that whatever else the machine does meets them alike; a ratio
+is the median of the ratios of single turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from machine import describe
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from remixer.mixers import AttentionSpec, LongShort, LongShortMixer, Mixer, Toeplitz, ToeplitzMixer
+
+HEADS, HEAD_DIM = 12, 32
+WIDTH = HEADS * HEAD_DIM
+WINDOW, RANK = 128, 32
+# The least ratio to bidirectional fused attention that is promised, by mixer and length.
+TARGETS = {"toeplitz": {1024: 8, 4096: 25, 16384: 60}, "long_short": {1024: 2, 4096: 8, 16384: 25}}
+PEERS = ("attention", "toeplitz", "long_short")
+
+
+def build(name: str, causal: bool) -> Mixer:
+    """A mixer as it starts out, ready for inference."""
+    spec = AttentionSpec(
+        heads=HEADS, kv_heads=HEADS, head_dim=HEAD_DIM, value_dim=HEAD_DIM, scale=HEAD_DIM**-0.5, causal=causal
+    )
+    if name == "toeplitz":
+        return ToeplitzMixer(spec, Toeplitz()).eval()
+    return LongShortMixer(spec, LongShort(window=WINDOW, rank=1 if causal else RANK, sinks=0)).eval()
+
+
+def call_of(name: str, causal: bool, length: int) -> Callable[[], Tensor]:
+    """One forward pass over random operands."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, HEADS, length, HEAD_DIM) for _ in range(3))
+    if name == "attention":
+        return lambda: F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    mixer = build(name, causal)
+    if name == "toeplitz":
+        return lambda: mixer(value=value)
+    return lambda: mixer(query, key, value)
+
+
+def work_of(name: str, causal: bool, length: int) -> tuple[float, float]:
+    """Floating-point operations and bytes that no implementation of this definition gets by without."""
+    tokens = 4.0 * length * WIDTH  # bytes of one operand
+    if name == "attention":
+        return 4.0 * length * length * WIDTH / (2 if causal else 1), 4 * tokens
+    if name == "toeplitz":
+        size = 2 * length
+        transforms = 2 * 2.5 * size * math.log2(size) + 3 * size
+        return transforms * WIDTH, 3 * tokens + 4.0 * size * WIDTH
+    summaries = LongShort().memory if causal else RANK
+    seen = WINDOW if causal else 2 * WINDOW
+    pooling = 6.0 * length * WIDTH * (1 if causal else RANK)
+    return 4.0 * length * WIDTH * (seen + (summaries or 0)) + pooling, 4 * tokens
+
+
+def rates() -> tuple[float, float]:
+    """What this machine does at best now: operations a second in a matrix product, bytes a second in a copy."""
+    matrix, long = torch.randn(1024, 1024), torch.randn(2**25)
+    copy = torch.empty_like(long)
+    product = min(seconds(lambda: matrix @ matrix) for _ in range(20))
+    moved = min(seconds(lambda: copy.copy_(long)) for _ in range(10))
+    return 2 * 1024**3 / product, 2 * 4 * long.numel() / moved
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def peak_bytes(name: str, causal: bool, length: int, threads: int) -> int:
+    """By how much a process grows at most during its first two forward passes, in a process of its own."""
+    case = [name, str(int(causal)), str(length), str(threads)]
+    command = [sys.executable, __file__, "--measure-memory", *case]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def print_memory(name: str, causal: str, length: str, threads: str) -> None:
+    """What `peak_bytes` starts."""
+    torch.set_num_threads(int(threads))
+    with torch.no_grad():
+        call_of(name, bool(int(causal)), 256)()  # libraries that load themselves late
+        call = call_of(name, bool(int(causal)), int(length))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        call()
+        call()
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print((after - before) * 1024)
+
+
+def measure(options: argparse.Namespace, progress: Progress) -> list[dict[str, Any]]:
+    """All rows, one for each peer, direction and length."""
+    rows = []
+    bar = progress.add_task("forward passes", total=2 * len(options.lengths) * (options.runs + 2))
+    for length in options.lengths:
+        for causal in (False, True):
+            calls = {name: call_of(name, causal, length) for name in PEERS}
+            times: dict[str, list[float]] = {name: [] for name in PEERS}
+            for turn in range(options.runs + 2):
+                for name, call in calls.items():
+                    call()  # what lies in cache is its own, as in a model that runs the same layer again
+                    took = seconds(call)
+                    if turn >= 2:
+                        times[name].append(took)
+                progress.advance(bar)
+            flops, copied = rates()
+            for name in PEERS:
+                pairs = zip(times["attention"], times[name], strict=True)
+                operations, traffic = work_of(name, causal, length)
+                row = {
+                    "mixer": name,
+                    "causal": causal,
+                    "length": length,
+                    "seconds": statistics.median(times[name]),
+                    "ratio": statistics.median(full / took for full, took in pairs),
+                    "floor": max(operations / flops, traffic / copied),
+                    "gflops": flops / 1e9,
+                    "copy_gb_s": copied / 1e9,
+                }
+                if not causal and length in TARGETS.get(name, {}):
+                    row["target"] = TARGETS[name][length]
+                if options.memory:
+                    row["peak_bytes"] = peak_bytes(name, causal, length, options.threads)
+                rows.append(row)
+    return rows
+
+
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """The rows for reading."""
+    table = Table("length", "direction", "mixer", "ms", "ratio", "target", "floor ms", "x floor", "peak MiB")
+    for row in rows:
+        target = row.get("target")
+        peak = row.get("peak_bytes")
+        table.add_row(
+            f"{row['length']:,}",
+            "causal" if row["causal"] else "bidirectional",
+            row["mixer"],
+            f"{row['seconds'] * 1e3:.2f}",
+            f"{row['ratio']:.1f}",
+            "" if target is None else f"{target} {'met' if row['ratio'] >= target else 'missed'}",
+            f"{row['floor'] * 1e3:.2f}",
+            f"{row['seconds'] / row['floor']:.1f}",
+            "" if peak is None else f"{peak / 2**20:.0f}",
+        )
+    return table
+
+
+def main() -> None:
+    """Measure, print, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory", action="store_true", help="peak memory too, in a process per case")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "mixers.json")
+    parser.add_argument("--measure-memory", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure_memory:
+        print_memory(*options.measure_memory)
+        return
+    torch.set_num_threads(options.threads)
+    console = Console()
+    with torch.no_grad(), Progress(console=console, transient=True) as progress:
+        rows = measure(options, progress)
+    console.print(table_of(rows))
+    command = " ".join(["python", "benchmarks/mixers.py", *sys.argv[1:]])
+    result = {"command": command, "machine": describe(), "rows": rows}
+    console.print(result["machine"])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from remixer.mixers.softmax import repeat_heads
 from remixer.mixers.spec import AttentionSpec
+from remixer.mixers.workspace import workspace
 
 
 def hidden_score(dtype: torch.dtype) -> float:
@@ -53,7 +54,6 @@ def joint_attention_in_cache(
     bias: Tensor,
     added: Tensor | None,
     spec: AttentionSpec,
-    scratch: Tensor,
 ) -> Tensor:
     """The same in place, without gradients, for scores that fit in cache: faster than the fused kernel there.
 
@@ -64,13 +64,12 @@ def joint_attention_in_cache(
         bias: broadcastable to (N, H, T, c).
         added: (H, 1, c), added to bias, or None.
         spec: gives scale and softcap.
-        scratch: N * H * T * c entries at least, overwritten: fresh memory costs more than the softmax.
 
     Returns:
         (N, H, T, E).
     """
     (N, H, T, D), (_, G, columns, E) = query.shape, value.shape
-    scores = scratch[: N * H * T * columns].view(N, H, T, columns)
+    scores = workspace.take("scores", (N, H, T, columns), query.dtype)
     flat = scores.view(N * G, -1, columns)  # a key/value head's readers in one product
     rows, keys = query.reshape(N * G, -1, D), key.reshape(N * G, columns, D).transpose(1, 2)
     if spec.softcap is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from remixer.mixers.joint_attention import hidden_score, joint_attention, joint_attention_in_cache
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.sight import Sight, Tokens, join
+from remixer.mixers.workspace import workspace
 
 # How many scores are made before they are used: 2 MiB of them in float32 were fastest on every CPU tried.
 SCORES_IN_CACHE = 2**20
@@ -56,7 +58,6 @@ def mix_in_cache(
     (B, _, T, _), groups = query.shape, spec.groups
     added = None if added is None else added.to(dtype)
     tile = B * groups * tiling.length * sight.width  # scores of one tile and the readers of one key/value head
-    scratch = query.new_empty(max(tile, min(SCORES_IN_CACHE, tile * spec.kv_heads * tiling.count(T))), dtype=dtype)
     out = values.near.new_empty(B, tiling.count(T), tiling.length, spec.heads, spec.value_dim)
     for first, stop in tiling.runs(T, max(1, SCORES_IN_CACHE // tile)):
         base = sight.bias(first, stop, B, dtype)
@@ -67,17 +68,23 @@ def mix_in_cache(
             some, readers = slice(g, g + heads), slice(g * groups, (g + heads) * groups)
             mixed = joint_attention_in_cache(
                 rows[:, readers].to(dtype),
-                join([part[:, :, some] for part in key_parts]).to(dtype),
-                join([part[:, :, some] for part in value_parts]).to(dtype),
+                _joined_in_place("keys", [part[:, :, some] for part in key_parts], dtype),
+                _joined_in_place("values", [part[:, :, some] for part in value_parts], dtype),
                 base,
                 None if added is None else added[readers],
                 spec,
-                scratch,
             )
             if masked:
                 mixed = _silenced(mixed, base)
             out[:, first:stop, :, readers] = mixed.unflatten(0, (B, -1)).transpose(2, 3)
     return out.flatten(1, 2)[:, :T].transpose(1, 2)
+
+
+def _joined_in_place(name: str, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """What `join` gives, in memory that the next call overwrites."""
+    shape = (*parts[0].shape[:3], sum(part.shape[3] for part in parts), parts[0].shape[4])
+    joined = workspace.take(name, shape, dtype)
+    return torch.cat([part.to(dtype) for part in parts], 3, out=joined).flatten(0, 1)
 
 
 def _silenced(mixed: Tensor, bias: Tensor) -> Tensor:

@@ -33,11 +33,15 @@ class Tiling:
         return -(-tokens // self.length)
 
     def runs(self, tokens: int, most: int) -> Iterator[tuple[int, int]]:
-        """All tiles in runs of at most so many; those at the ends, whose keys must be filled up, by themselves."""
+        """All tiles in runs of at most so many; where several are needed, those at the ends by themselves.
+
+        Only at the ends must keys be filled up, hence copied.
+        """
         tiles = self.count(tokens)
         lead = min(tiles, -(-self.before // self.length))
         tail = max(lead, (tokens - self.after) // self.length)
-        for start, end in ((0, lead), (lead, tail), (tail, tiles)):
+        parts = [(0, lead), (lead, tail), (tail, tiles)] if tiles > most else [(0, tiles)]
+        for start, end in parts:
             for first in range(start, end, most):
                 yield first, min(first + most, end)
 
@@ -51,11 +55,17 @@ class Tiling:
 
     def keys(self, tokens: Tensor, first: int, stop: int) -> Tensor:
         """(B, G, T, D) to (B, tiles, G, span, D), a view of overlapping tiles."""
-        start, end = first * self.length - self.before, stop * self.length + self.after
-        if plain_inference(tokens) and start >= 0 and end <= tokens.shape[2]:
+        T, start, end = tokens.shape[2], first * self.length - self.before, stop * self.length + self.after
+        if not plain_inference(tokens):
+            run = F.pad(tokens, (0, 0, -start, end - T))
+        elif start >= 0 and end <= T:
             run = tokens[:, :, start:end]
-        else:
-            run = F.pad(tokens, (0, 0, -start, end - tokens.shape[2]))
+        else:  # like F.pad, which would write everything twice
+            run = tokens.new_empty(*tokens.shape[:2], end - start, tokens.shape[3])
+            lead, tail = max(-start, 0), min(T, end) - start
+            run[:, :, :lead] = 0.0
+            run[:, :, tail:] = 0.0
+            run[:, :, lead:tail] = tokens[:, :, max(start, 0) : end]
         return run.unfold(2, self.span, self.length).permute(0, 2, 1, 4, 3)
 
     def exist(self, padding: Tensor, first: int, stop: int) -> Tensor:

@@ -12,12 +12,12 @@ from remixer.mixers import AttentionSpec, Softmax
 from remixer.passes.base import Pass
 from remixer.passes.mask_fit import MaskForm, NoFitError, allowed_in, fit
 from remixer.passes.mask_trials import Padding, padding_candidates, run_trials
-from remixer.passes.sites import Site, lengths_of, sites_of
+from remixer.passes.sites import Site, lengths_of, same_length, sites_of
 from remixer.passes.trial_sizes import NotTriedError
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Miss
 from remixer.rewrite.program import Program, expression
-from remixer.rewrite.slices import Slicer
+from remixer.rewrite.slices import Slicer, one_thread
 
 aten = torch.ops.aten
 
@@ -45,7 +45,8 @@ class ClassifyMasks(Pass):
         masked = [(site, mask) for site in sites_of(editor.program) if (mask := site.operand("bias"))]
         for site, mask in masked:  # all before the first edit, which would change the graph under the slicer
             if mask not in known:
-                known[mask] = understand(editor.program, slicer, site, mask)
+                with one_thread():
+                    known[mask] = understand(editor.program, slicer, site, mask)
         paddings: dict[Padding, fx.Node] = {}
         for site, mask in masked:
             found = known[mask]
@@ -61,7 +62,7 @@ def understand(program: Program, slicer: Slicer, site: Site, mask: fx.Node) -> U
     """What a mask means, or why that can't be told."""
     lengths = lengths_of(site)
     keys = expression(lengths[1])
-    aligned = expression(lengths[0]) == keys
+    aligned = same_length(*lengths)
     reasons: list[str] = []
     for node in [*padding_candidates(slicer, mask, keys), None]:
         try:

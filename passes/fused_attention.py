@@ -12,6 +12,7 @@ from torch import fx
 from remixer.mixers import AttentionSpec
 from remixer.passes.operands import grouped, heads_of, hidden_state, ungrouped
 from remixer.passes.raise_attention import Reading, attention_dropout, raised
+from remixer.passes.sites import same_length
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Match, Miss, arguments
 from remixer.rewrite.pattern import Pattern, Recorder
@@ -57,7 +58,8 @@ class FusedAttention(Rule):
         if heads_of(value) != kv_heads or heads % kv_heads:
             return Miss(f"{heads} query heads on {kv_heads} key and {heads_of(value)} value heads", node)
         (_, _, T, D), (_, _, S, _), (_, _, _, E) = shape_of(query), shape_of(key), shape_of(value)  # type: ignore[misc]
-        if given["is_causal"] and T != S:
+        cross = not same_length(query.meta["val"].shape[2], key.meta["val"].shape[2])
+        if given["is_causal"] and cross:
             return Miss(f"causal with {T} queries and {S} keys: which keys a query sees depends on the backend", node)
         dropout = attention_dropout(match, given["dropout_p"])
         source = hidden_state(key, match.graph_module)
@@ -70,7 +72,7 @@ class FusedAttention(Rule):
             causal=bool(given["is_causal"]),
             bias="none" if given["attn_mask"] is None else "dense",
             dropout=dropout,
-            cross=T != S,
+            cross=cross,
             source_dim=int(shape_of(source)[2]) if source is not None else None,  # type: ignore[index]
             dtype=query.meta["val"].dtype,
         )

@@ -16,7 +16,7 @@ from remixer.passes.sites import Site, lengths_of, named_nodes, sites_of
 from remixer.passes.trial_sizes import NotTriedError, longest_window, padding_pattern, sizes_of
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Miss
-from remixer.rewrite.slices import Slicer, evaluate, widened
+from remixer.rewrite.slices import Slicer, evaluate, one_thread, widened
 from remixer.rewrite.tolerance import error_and_limit
 
 aten = torch.ops.aten
@@ -48,7 +48,8 @@ class ProveSites(Pass):
     def run(self, editor: Editor) -> None:
         """See Pass.run."""
         slicer, nodes = Slicer(editor.program), named_nodes(editor.graph)
-        found = [(site, _prove(slicer, nodes, site)) for site in sites_of(editor.program)]
+        with one_thread():
+            found = [(site, _prove(slicer, nodes, site)) for site in sites_of(editor.program)]
         for site, proof in found:  # all after the last run, since edits change the graph under the slicer
             if isinstance(proof, str):
                 revert(editor, site, nodes)

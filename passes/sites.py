@@ -93,3 +93,14 @@ def lengths_of(site: Site) -> tuple[int | torch.SymInt, int | torch.SymInt]:
     assert query is not None
     assert key is not None
     return query.meta["val"].shape[2], key.meta["val"].shape[2]
+
+
+def same_length(first: int | torch.SymInt, second: int | torch.SymInt) -> bool:
+    """Whether two lengths are one, in symbols as they were traced.
+
+    Inputs' first dimensions count as one batch where the example had them equal. In a (T, B, C) model they are
+    lengths, and those of queries and keys stay two.
+    """
+    if not isinstance(first, torch.SymInt) or not isinstance(second, torch.SymInt):
+        return not isinstance(first, torch.SymInt) and not isinstance(second, torch.SymInt) and first == second
+    return bool(first.node.expr == second.node.expr)

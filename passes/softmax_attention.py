@@ -24,6 +24,7 @@ from remixer.passes.operands import (
     untransposed,
 )
 from remixer.passes.raise_attention import Reading, attention_dropout, raised
+from remixer.passes.sites import same_length
 from remixer.rewrite.dropout import Dropout
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Match, Miss, arguments
@@ -102,7 +103,7 @@ class SoftmaxAttention(Rule):
         scores = read_scores(match)
         if isinstance(scores, Miss):
             return scores
-        T, S, D, E = whole[-2], whole[-1], shape_of(query)[-1], shape_of(value)[-1]  # type: ignore[index]
+        D, E = shape_of(query)[-1], shape_of(value)[-1]  # type: ignore[index]
         if not (D.is_Integer and E.is_Integer):
             return Miss(f"the head size of query and value, {D} and {E}, is not fixed", match.root)
         dropouts = [taken.node for taken in match.path("after") if taken.node.op == "call_module"]
@@ -119,7 +120,7 @@ class SoftmaxAttention(Rule):
             softcap=scores.softcap,
             bias="dense" if scores.terms else "none",
             dropout=1.0 - kept,
-            cross=T != S,
+            cross=not same_length(*match["scores"].meta["val"].shape[-2:]),
             source_dim=int(shape_of(source)[2]) if source is not None else None,  # type: ignore[index]
             dtype=value.meta["val"].dtype,
         )

@@ -9,7 +9,8 @@ from typing import Any
 from torch import fx
 
 from remixer.rewrite.editor import Editor
-from remixer.rewrite.match import Match, Matcher, Miss
+from remixer.rewrite.match import Match, Miss
+from remixer.rewrite.matcher import Matcher
 from remixer.rewrite.pattern import Pattern, Recorder, roots
 
 

@@ -47,11 +47,8 @@ def test_an_example(name, tmp_path):
 
 def test_a_mixer_in_a_package_of_its_own_is_found_by_name(tmp_path):
     installed = tmp_path / "site"
-    run(
-        ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-        + ["--target", installed, EXAMPLES / "third_party_mixer"],
-        tmp_path,
-    )
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", installed]
+    run(["-m", "pip", "install", *options, EXAMPLES / "third_party_mixer"], tmp_path)
     program = (
         "import torch, remixer; from torch import nn\n"
         "assert 'linear_attention' in remixer.mixers.available()\n"

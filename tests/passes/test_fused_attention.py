@@ -143,3 +143,13 @@ def test_a_softmax_over_pairs_without_values_is_told():
 
     result = recognition()(capture(Weights(), heads(7)))
     assert "is in no product with values" in result.misses[0].reason
+
+
+def test_two_sequences_of_one_example_length_are_still_two():
+    """(T, B, C) inputs of the same length in the example: their first dimensions are no common batch."""
+    model = Attend(lambda x, y: sdpa(*(split(z.transpose(0, 1)) for z in (x, y, y))))
+    result = recognition()(capture(model, (torch.randn(7, 2, 32), torch.randn(7, 2, 32))))
+    (site,) = sites_of(result.program)
+    assert site.spec.cross
+    inputs = torch.randn(5, 3, 32), torch.randn(9, 3, 32)
+    assert_close(result.graph_module(*inputs), model(*inputs))

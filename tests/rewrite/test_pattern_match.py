@@ -8,7 +8,8 @@ import torch
 from torch import fx, nn
 
 from remixer.rewrite.errors import PatternError
-from remixer.rewrite.match import Match, Matcher, Miss, arguments, module_path, source_line
+from remixer.rewrite.match import Match, Miss, arguments, module_path, source_line
+from remixer.rewrite.matcher import Matcher
 from remixer.rewrite.pattern import Recorder, roots
 
 aten = torch.ops.aten

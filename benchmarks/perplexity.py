@@ -3,7 +3,7 @@
 Windows are the first 1,024 tokens of modules of Python's standard library, at even distances in the list of modules.
 The figure that counts is the ratio to full attention on the same windows, with the standard error of its logarithm.
 
-Run: python benchmarks/perplexity.py [--windows 32] [--length 1024]
+Run: python benchmarks/perplexity.py [--windows 16] [--length 1024]
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def losses(model: nn.Module, windows: Tensor) -> list[float]:
 def main() -> None:
     """Measure, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "perplexity.json")
     options = parser.parse_args()

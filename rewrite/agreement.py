@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from remixer.rewrite.inputs import Call, without_cache
+from remixer.rewrite.slices import one_thread
 from remixer.rewrite.tolerance import error_and_limit
 
 
@@ -39,7 +40,7 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
 def difference(model: nn.Module, graph_module: fx.GraphModule, call: Call) -> str | None:
     """Where the graph's outputs differ from the model's in eval, both with the same random seed, or None."""
     asked = without_cache(model, call)
-    with torch.no_grad(), mode(model, False):
+    with torch.no_grad(), mode(model, False), one_thread():  # small runs: threads would wait for each other
         expected = pytree.tree_leaves(_seeded(model, asked))
         actual = pytree.tree_leaves(_seeded(graph_module, call))
     if len(actual) != len(expected):

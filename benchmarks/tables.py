@@ -70,7 +70,8 @@ def mixers() -> list[str]:
             rows.append([f"`{name}`", "causal" if causal else "bidirectional", *cells])
     return [
         "\nOne mixer against `F.scaled_dot_product_attention` in the same run, batch 1, width 384, 12 heads, fp32, "
-        "`LongShort(window=128, rank=32, sinks=0)` (causal: rank 1) and `Toeplitz()`: times faster, and milliseconds:\n\n",
+        "`LongShort(window=128, rank=32, sinks=0)` (causal: rank 1) and `Toeplitz()`: times faster, "
+        "and milliseconds:\n\n",
         table(["mixer", "direction", *(f"{length:,} tokens" for length in lengths)], rows),
         source(result, "mixers"),
     ]

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
 from remixer.mixers.precision import at_least_float32
-from remixer.mixers.workspace import workspace
 
 
 def toeplitz_matrix(coefficients: Tensor, causal: bool) -> Tensor:
@@ -117,15 +116,14 @@ def _convolve_in_cache(spectrum: Tensor, values: Tensor, length: int, scale: Ten
     """A few sequences at a time: their transforms stay in cache, which halves the time of long sequences."""
     (B, G, T, E), H = values.shape, spectrum.shape[0]
     groups, channels = H // G, max(E, spectrum.shape[1])
-    # As many as fit in the outer cache and occupy all cores; measured from 1,024 to 16,384 tokens.
-    sequences = max(1, min(max(64, 2**20 // length), 2**22 // length))
+    # About 128 sequences occupy all cores; short ones take more to outweigh the calls, long ones fewer.
+    sequences = max(1, min(max(128, 2**18 // length), 2**22 // length))
     samples = max(1, min(B, sequences // (channels * groups)))
     heads = max(1, min(G, sequences // (channels * groups * samples)))
     out = values.new_empty(B, H, T, channels)
-    padded = workspace.take("sequences", (samples, heads, E, length), values.dtype)
-    padded[..., T:] = 0.0
+    padded = values.new_zeros(samples, heads, E, length)  # only the first T columns are ever written
     # Rows a power of two apart would evict each other from cache while they are transposed: hence the 16.
-    staged = workspace.take("rows", (samples, heads * groups, channels, T + 16), values.dtype)[..., :T]
+    staged = values.new_empty(samples, heads * groups, channels, T + 16)[..., :T]
     for b in range(0, B, samples):
         for g in range(0, G, heads):
             readers = slice(g * groups, min(g + heads, G) * groups)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,8 +30,8 @@ class Tokens(NamedTuple):
 
 
 def join(parts: list[Tensor]) -> Tensor:
-    """What `Sight.parts` gave as (B, G, tiles, columns, D)."""
-    return torch.cat(parts, 3) if len(parts) > 1 else parts[0]
+    """What `Sight.parts` gave, or some heads of it, as (B * tiles, G, columns, D)."""
+    return (torch.cat(parts, 3) if len(parts) > 1 else parts[0]).flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +63,11 @@ class Sight:
         tiling = Tiling(w, w, 0) if spec.causal else Tiling(w, w // 2, w // 2)
         return cls(spec, config, tiling, exist, first_existing(exist, sinks) if sinks else None, rank)
 
-    def bias(self, first: int, stop: int, dtype: torch.dtype) -> Tensor:
+    def bias(self, first: int, stop: int, samples: int, dtype: torch.dtype) -> Tensor:
         """What is added to the scores of every column, hidden ones included.
 
         Returns:
-            (B or 1, 1, tiles, 1, length or 1, columns); length 1 where all queries of a tile see the same.
+            (B * tiles, 1, length or 1, columns); 1 where all queries of a tile see the same.
         """
         hidden = hidden_score(dtype)
         window = self.tiling.exist(self.exist, first, stop)[:, :, None]
@@ -88,29 +87,24 @@ class Sight:
             scores = log_share(count, self.rank, self.config.counted, hidden, dtype)
             parts.insert(0, scores[..., None].expand(*scores.shape, self.rank))
         rows = max(part.shape[2] for part in parts)
-        parts = [part.expand(-1, stop - first, rows, -1) for part in parts]
-        return torch.cat(parts, -1)[:, None, :, None]
-
-    def bias_without_padding(self, first: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """`bias` where all keys exist, on a CPU: kept between calls, so not to be written to."""
-        sinks = 0 if self.sinks is None else self.sinks[0].shape[1]
-        return _bias_without_padding(self.spec, self.config, self.exist.shape[1], sinks, self.rank, first, stop, dtype)
+        parts = [part.expand(samples, stop - first, rows, -1) for part in parts]
+        return torch.cat(parts, -1).flatten(0, 1)[:, None]
 
     def tokens(self, near: Tensor, far: Tensor | None) -> Tokens:
         """Keys or values, with the sinks picked out: near (B, G, T, D), far (B, G, summaries, D)."""
         return Tokens(near, None if self.sinks is None else gather_tokens(near, self.sinks[0]), far)
 
     def parts(self, tokens: Tokens, first: int, stop: int) -> list[Tensor]:
-        """Keys or values of all columns, each part (B, G, tiles, columns, D); most are views."""
+        """Keys or values of all columns, each part (B, tiles, G, columns, D); most are views."""
         parts = [self.tiling.keys(tokens.near, first, stop)]
         if tokens.sinks is not None:
-            parts.insert(0, tokens.sinks[:, :, None].expand(-1, -1, stop - first, -1, -1))
+            parts.insert(0, tokens.sinks[:, None].expand(-1, stop - first, -1, -1, -1))
         if tokens.far is not None and self.spec.causal:
             by_segment = tokens.far.unflatten(2, (-1, self.rank))
             index = self._segments(first, stop).clamp(0, by_segment.shape[2] - 1)
-            parts.insert(0, by_segment[:, :, index].flatten(3, 4))
+            parts.insert(0, by_segment[:, :, index].flatten(3, 4).transpose(1, 2))
         elif tokens.far is not None:
-            parts.insert(0, tokens.far[:, :, None].expand(-1, -1, stop - first, -1, -1))
+            parts.insert(0, tokens.far[:, None].expand(-1, stop - first, -1, -1, -1))
         return parts
 
     @property
@@ -175,11 +169,3 @@ class Sight:
         share = log_share(count, self.rank, self.config.counted, hidden, dtype)
         scores = share[:, index.clamp(0, share.shape[1] - 1)][:, :, None].masked_fill(~seen, hidden)
         return scores.repeat_interleave(self.rank, -1)
-
-
-@functools.lru_cache(maxsize=16)
-def _bias_without_padding(
-    spec: AttentionSpec, config: Any, tokens: int, sinks: int, rank: int, first: int, stop: int, dtype: torch.dtype
-) -> Tensor:
-    exist = torch.ones(1, tokens, dtype=torch.bool)
-    return Sight.of(spec, config, exist, sinks, rank).bias(first, stop, dtype)

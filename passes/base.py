@@ -30,6 +30,7 @@ class Result:
         edits: every change.
         seconds: time the pass took.
         nodes: number of nodes before and after.
+        steps: of a pipeline, each pass's own result.
     """
 
     name: str

@@ -34,10 +34,10 @@ class RecogniseAttention(Pass):
     def run(self, editor: Editor) -> None:
         """See Pass.run."""
         apply(self.rules, editor)
-        raised = {editor_node.name for editor_node in _covered(editor)}
+        raised = _covered(editor)
         told = {miss.site or (module_path(miss.node) if miss.node else "") for miss in editor.misses}
         for node in editor.graph.nodes:
-            if node.target not in _SOFTMAXES or node.name in raised or module_path(node) in told:
+            if node.target not in _SOFTMAXES or node in raised or module_path(node) in told:
                 continue
             if _pairwise(editor, node):
                 editor.miss(Miss("a softmax over pairs of tokens is in no product with values", node))
@@ -54,7 +54,7 @@ def _covered(editor: Editor) -> set[fx.Node]:
 
 
 def _pairwise(editor: Editor, node: fx.Node) -> bool:
-    """Whether two of the last two dimensions of a softmax carry the length."""
+    """Whether both of the last two dimensions of a softmax count tokens."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.dim() < 3:
         return False

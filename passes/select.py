@@ -40,12 +40,9 @@ class Selection:
         for pattern, _ in self.entries:
             if not any(matches(pattern, name) for name in names):
                 close = difflib.get_close_matches(pattern, names, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise SelectionError(
-                    f"pattern {pattern!r} selects no attention{hint} There are: {', '.join(map(repr, names))}"
-                    if hint
-                    else f"pattern {pattern!r} selects no attention; there are: {', '.join(map(repr, names))}"
-                )
+                hint = f"did you mean {close[0]!r}? There" if close else "there"
+                known = ", ".join(map(repr, names))
+                raise SelectionError(f"pattern {pattern!r} selects no attention; {hint} are: {known}")
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -40,8 +40,8 @@ class Substitute(Pass):
             return
         for site in sites_of(program):
             config = self.selection.config_for(site.name)
-            if config is not None and (reason := mixer_of(config).supports(site.spec, config)) is not None:
-                raise UnsupportedAttentionError(refusal(site, str(reason)))
+            if config is not None and (reason := _unsupported(site, config)):
+                raise UnsupportedAttentionError(refusal(site.name, reason))
 
     def run(self, editor: Editor) -> None:
         """See Pass.run."""
@@ -51,22 +51,25 @@ class Substitute(Pass):
             if config is None:
                 revert(editor, site, nodes)
                 continue
-            unsupported = mixer_of(config).supports(site.spec, config)
-            if unsupported is not None:
+            if reason := _unsupported(site, config):
                 revert(editor, site, nodes)
-                editor.miss(Miss(f"{unsupported}{_why(site)}", site.node, "Substitute", site.name))
+                editor.miss(Miss(reason, site.node, "Substitute", site.name))
                 continue
             with editor.rewriting(f"Substitute {config.name}", site.node, site.name):
                 _substitute(editor, site, config)
 
 
-def refusal(site: Site, reason: str) -> str:
+def refusal(name: str, reason: str) -> str:
     """The sentence for a site that can't take a mixer: what, where, and what to do."""
-    return f'cannot replace attention at {site.name}: {reason}{_why(site)}. Leave it out with {{"{site.name}": None}}'
+    return f'cannot replace attention at {name}: {reason}. Leave it out with {{"{name}": None}}'
 
 
-def _why(site: Site) -> str:
-    return f" ({site.record.note})" if site.record.note else ""
+def _unsupported(site: Site, config: MixerConfig) -> str:
+    """Why a site can't take a mixer, with what was not understood of its mask; "" if it can."""
+    reason = mixer_of(config).supports(site.spec, config)
+    if reason is None:
+        return ""
+    return f"{reason} ({site.record.note})" if site.record.note else str(reason)
 
 
 def _substitute(editor: Editor, site: Site, config: MixerConfig) -> None:

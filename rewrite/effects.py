@@ -212,7 +212,7 @@ def _gives_the_same(node: fx.Node, target: torch._ops.OpOverload) -> bool:
     with fake_mode(node.graph):
         try:
             result = target(*args, **kwargs)
-        except (RuntimeError, TypeError, NotImplementedError):
+        except (RuntimeError, TypeError, NotImplementedError):  # it takes other arguments, or no fake tensors
             return False
     return isinstance(result, torch.Tensor) and (result.dtype, result.shape) == (
         recorded.dtype,

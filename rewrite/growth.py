@@ -20,9 +20,6 @@ from torch.utils import _pytree as pytree
 from remixer.rewrite.match import module_path
 from remixer.rewrite.program import Program, expression
 
-aten = torch.ops.aten
-_LOGARITHMIC = ("fft",)
-
 
 @functools.total_ordering
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ def _work(node: fx.Node, symbols: frozenset[sympy.Symbol]) -> Order:
     name = node.target._schema.name.split("::")[-1]
     if _is_view(node.target):
         return Order(0.0)
-    if any(word in name for word in _LOGARITHMIC):
+    if "fft" in name:
         return Order(max(read, result), log=max(read, result) > 0)
     first = [operand for operand in node.args if isinstance(operand, fx.Node)]
     if name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "linear", "einsum") and shapes:

@@ -14,18 +14,23 @@ def add_module(root: nn.Module, path: str, module: nn.Module) -> str:
     Returns:
         The path it got.
     """
-    *owners, leaf = path.split(".")
-    owner = root
-    for name in owners:
-        if not isinstance(getattr(owner, name, None), nn.Module):
-            owner.add_module(name, nn.Module())
-        owner = getattr(owner, name)
+    path, _, leaf = path.rpartition(".")
+    owner = _made(root, path)
     free, number = leaf, 0
     while hasattr(owner, free):
         number += 1
         free = f"{leaf}_{number}"
     owner.add_module(free, module)
-    return ".".join([*owners, free])
+    return f"{path}.{free}" if path else free
+
+
+def _made(root: nn.Module, path: str) -> nn.Module:
+    """The submodule under a dotted path, made of empty modules as far as it is missing."""
+    for name in filter(None, path.split(".")):
+        if not isinstance(getattr(root, name, None), nn.Module):
+            root.add_module(name, nn.Module())
+        root = getattr(root, name)
+    return root
 
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -44,12 +49,8 @@ def keep_tied(before: Mapping[str, torch.Tensor], module: nn.Module) -> None:
     for name, tensor in before.items():
         if name in now or id(tensor) not in held:
             continue
-        *owners, leaf = name.split(".")
-        owner = module
-        for part in owners:
-            if not isinstance(getattr(owner, part, None), nn.Module):
-                owner.add_module(part, nn.Module())
-            owner = getattr(owner, part)
+        path, _, leaf = name.rpartition(".")
+        owner = _made(module, path)
         if isinstance(tensor, nn.Parameter):
             owner.register_parameter(leaf, tensor)
         else:

@@ -16,10 +16,12 @@ from remixer.passes.pipelines import recognition, replacement
 from remixer.passes.recognise_attention import RULES
 from remixer.passes.select import Selection
 from remixer.passes.sites import sites_of
+from remixer.passes.substitute import refusal
 from remixer.remixed import Remixed, own_weights
 from remixer.report import PassReport, Report
-from remixer.reporting import Steps, missed_names
+from remixer.reporting import Steps, missed_sites, report_of
 from remixer.rewrite.capture import Inputs, capture
+from remixer.rewrite.match import Miss
 from remixer.rewrite.modules import keep_persistence
 from remixer.rewrite.rule import Rule
 
@@ -50,7 +52,7 @@ def explain(model: nn.Module | ExportedProgram, inputs: Inputs | None = None, *,
     if isinstance(model, Remixed):
         return model.report
     _refuse_remixed(model)
-    return _recognise(model, inputs, rules).report("understood")
+    return report_of(_recognise(model, inputs, rules), "understood")
 
 
 def remix(
@@ -98,7 +100,7 @@ def remix(
     _refuse_remixed(model)
     steps = _recognise(model, inputs, rules)
     names = [site.name for site in sites_of(steps.program)]
-    missed = missed_names(steps)
+    missed = missed_sites(steps)
     if not names:
         raise NoAttentionError(_nothing_found(steps, missed))
     selection.check([*names, *missed])
@@ -114,7 +116,7 @@ def remix(
     nodes = len(result.graph.nodes)
     steps.timings.append(PassReport("copy weights", time.perf_counter() - start, (nodes, nodes), 0))
     steps.program = steps.program.with_graph_module(result)
-    result.meta["report"] = steps.report("kept")
+    result.meta["report"] = report_of(steps, "kept")
     return result
 
 
@@ -155,20 +157,17 @@ def _refuse_remixed(model: nn.Module | ExportedProgram) -> None:
             )
 
 
-def _nothing_found(steps: Steps, missed: dict[str, str]) -> str:
+def _nothing_found(steps: Steps, missed: dict[str, Miss]) -> str:
     if not missed:
         return f"no attention found in {steps.model}: there is nothing to replace"
-    place, reason = next(iter(missed.items()))
+    place, miss = next(iter(missed.items()))
     return (
         f"no attention in {steps.model} was understood; of {len(missed)} candidates the first, at {place}: "
-        f"{reason}. remixer.explain(model, inputs) lists them all"
+        f"{miss}. remixer.explain(model, inputs) lists them all"
     )
 
 
-def _refuse_missed(selection: Selection, missed: dict[str, str], strict: bool) -> None:
-    for name, reason in missed.items():
+def _refuse_missed(selection: Selection, missed: dict[str, Miss], strict: bool) -> None:
+    for name, miss in missed.items():
         if strict and selection.config_for(name) is not None:
-            raise UnsupportedAttentionError(
-                f"cannot replace attention at {name}: it was not understood, {reason}. "
-                f'Leave it out with {{"{name}": None}}'
-            )
+            raise UnsupportedAttentionError(refusal(name, f"it was not understood, {miss}"))

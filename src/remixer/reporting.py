@@ -44,23 +44,19 @@ class Steps:
             if isinstance(site.mixer, Softmax) and site.name not in self.sites:
                 self.sites[site.name] = (site.record, site.mixer)
 
-    def report(self, status: Status) -> Report:
-        """The report of what was done so far; `status` is that of understood sites that were not replaced."""
-        return report_of(self, status)
 
-
-def missed_names(steps: Steps) -> dict[str, str]:
-    """Attentions that were not understood: their names and the reasons."""
-    missed: dict[str, str] = {}
+def missed_sites(steps: Steps) -> dict[str, Miss]:
+    """Attentions that were not understood: their names, and the first that was said of each."""
+    missed: dict[str, Miss] = {}
     for miss in steps.misses:
         name = miss.site or (module_path(miss.node) if miss.node is not None else "") or "attention"
         if miss.rule not in ("ClassifyMasks", "Substitute") and name not in steps.sites:
-            missed.setdefault(name, str(miss))
+            missed.setdefault(name, miss)
     return missed
 
 
 def report_of(steps: Steps, status: Status) -> Report:
-    """The report of a rewrite."""
+    """The report of what was done so far; `status` is that of understood sites that were not replaced."""
     # Before anything is replaced, each site's canonical form still stands beside what it was read from.
     grown = growth(steps.captured if status == "understood" else steps.program)
     now = {site.name: site for site in sites_of(steps.program)}
@@ -85,10 +81,10 @@ def report_of(steps: Steps, status: Status) -> Report:
                 (_count(before, name), _count(after, name)),
             )
         )
-    sites += [
-        _missed(name, reason, steps, (_count(before, name), _count(after, name)))
-        for name, reason in missed_names(steps).items()
-    ]
+    for name, miss in missed_sites(steps).items():
+        source = source_line(miss.node) if miss.node is not None else ""
+        counts = (_count(before, name), _count(after, name))
+        sites.append(SiteReport(name, miss.rule, source, "", None, "softmax", None, "missed", str(miss), None, counts))
     return Report(
         steps.model,
         tuple(sites),
@@ -99,16 +95,6 @@ def report_of(steps: Steps, status: Status) -> Report:
         steps.captured.notes,
         {"torch": torch.__version__},
     )
-
-
-def _missed(name: str, reason: str, steps: Steps, parameters: tuple[int, int]) -> SiteReport:
-    miss = next(
-        one
-        for one in steps.misses
-        if name in (one.site, module_path(one.node) if one.node is not None else "", "attention")
-    )
-    source = source_line(miss.node) if miss.node is not None else ""
-    return SiteReport(name, miss.rule, source, "", None, "softmax", None, "missed", reason, None, parameters)
 
 
 def _count(module: nn.Module, name: str) -> int:

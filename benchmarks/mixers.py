@@ -2,8 +2,8 @@
 
 Run: python benchmarks/mixers.py [--lengths 1024 4096 16384] [--runs 9] [--threads 2] [--memory]
 
-All peers of a length take turns in one process, so that whatever else the machine does meets them alike; a ratio
-is the median of the ratios of single turns.
+All peers of a length take turns in one process, each for a quarter of a second at least, so that whatever else the
+machine does meets them alike; a ratio is the median of the ratios of single turns.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from remixer.mixers import AttentionSpec, LongShort, LongShortMixer, Mixer, Toeplitz, ToeplitzMixer
 
@@ -91,6 +92,12 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def steady_seconds(call: Callable[[], object], threads: int) -> float:
+    """How long one call takes when it is repeated for a quarter of a second: caches are its own by then."""
+    timer = Timer("call()", globals={"call": call}, num_threads=threads)
+    return timer.blocked_autorange(min_run_time=0.25).median
+
+
 def peak_bytes(name: str, causal: bool, length: int, threads: int) -> int:
     """By how much a process grows at most during its first two forward passes, in a process of its own."""
     case = [name, str(int(causal)), str(length), str(threads)]
@@ -121,8 +128,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> list[dict[str, A
             times: dict[str, list[float]] = {name: [] for name in PEERS}
             for turn in range(options.runs + 2):
                 for name, call in calls.items():
-                    call()  # what lies in cache is its own, as in a model that runs the same layer again
-                    took = seconds(call)
+                    took = steady_seconds(call, options.threads)
                     if turn >= 2:
                         times[name].append(took)
                 progress.advance(bar)
@@ -172,7 +178,7 @@ def main() -> None:
     """Measure, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384])
-    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", action="store_true", help="peak memory too, in a process per case")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "mixers.json")

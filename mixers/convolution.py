@@ -11,6 +11,12 @@ from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
 from remixer.mixers.precision import at_least_float32
+from remixer.mixers.workspace import workspace
+
+# How many entries are transformed at once, and how many sequences at least: fewer would spend more on calls than
+# they save, more would outgrow the caches.
+ENTRIES_AT_ONCE = 2**22
+SEQUENCES_AT_LEAST = 32
 
 
 def toeplitz_matrix(coefficients: Tensor, causal: bool) -> Tensor:
@@ -113,31 +119,36 @@ def convolve(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None
 
 
 def _convolve_in_cache(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None) -> Tensor:
-    """A few sequences at a time: their transforms stay in cache, which halves the time of long sequences."""
+    """A few sequences at a time: their transforms stay in cache, which halves the time of long sequences.
+
+    The result lies in memory as (B, H, E, T), which a model that merges the heads of every token reads for free.
+    """
     (B, G, T, E), H = values.shape, spectrum.shape[0]
     groups, channels = H // G, max(E, spectrum.shape[1])
-    # About 128 sequences occupy all cores; short ones take more to outweigh the calls, long ones fewer.
-    sequences = max(1, min(max(128, 2**18 // length), 2**22 // length))
+    sequences = max(SEQUENCES_AT_LEAST, ENTRIES_AT_ONCE // length)
     samples = max(1, min(B, sequences // (channels * groups)))
     heads = max(1, min(G, sequences // (channels * groups * samples)))
-    out = values.new_empty(B, H, T, channels)
-    padded = values.new_zeros(samples, heads, E, length)  # only the first T columns are ever written
-    # Rows a power of two apart would evict each other from cache while they are transposed: hence the 16.
-    staged = values.new_empty(samples, heads * groups, channels, T + 16)[..., :T]
+    if samples >= B and heads >= G:
+        return _convolve_some(spectrum, values, length, scale).transpose(-1, -2)
+    out = values.new_empty(B, H, channels, T)
     for b in range(0, B, samples):
         for g in range(0, G, heads):
             readers = slice(g * groups, min(g + heads, G) * groups)
-            some = values[b : b + samples, g : g + heads].transpose(-1, -2)
-            buffer = padded[: some.shape[0], : some.shape[1]]
-            buffer[..., :T] = some
-            product = torch.fft.rfft(buffer)[:, :, None]
-            kernels = spectrum[readers].unflatten(0, (-1, groups))
-            product = product.mul_(kernels) if groups == 1 and channels == E else product * kernels
-            mixed = torch.fft.irfft(product.flatten(1, 2), length)[..., :T]
-            ready = staged[: mixed.shape[0], : mixed.shape[1]]
-            if scale is None:
-                ready.copy_(mixed)
-            else:
-                torch.mul(mixed, scale[readers], out=ready)
-            out[b : b + samples, readers] = ready.transpose(-1, -2)
-    return out
+            some = values[b : b + samples, g : g + heads]
+            of_some = None if scale is None else scale[readers]
+            out[b : b + samples, readers] = _convolve_some(spectrum[readers], some, length, of_some)
+    return out.transpose(-1, -2)
+
+
+def _convolve_some(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None) -> Tensor:
+    """`convolve` in place, (B, H, E, T)."""
+    (B, G, T, E), H = values.shape, spectrum.shape[0]
+    padded = workspace.take_zeros("sequences", (B, G, E, length), T, values.dtype)
+    padded[..., :T] = values.transpose(-1, -2)
+    product = torch.fft.rfft(padded)
+    if H > G or spectrum.shape[1] > E:
+        product = (product[:, :, None] * spectrum.unflatten(0, (G, -1))).flatten(1, 2)
+    else:
+        product.mul_(spectrum)
+    mixed = torch.fft.irfft(product, length)[..., :T]
+    return mixed if scale is None else mixed.mul_(scale)

@@ -1,15 +1,17 @@
 """One softmax over all that a tile of queries sees: summaries, sinks and window together.
 
-Transformer-LS (Zhu et al., 2021), equation 5. N counts the tiles of all samples, c the columns a tile sees.
+Transformer-LS (Zhu et al., 2021), equation 5. N counts the tiles of all samples and key/value heads, c the columns
+that a tile sees; the groups are the query heads that read one key/value head.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.softmax import repeat_heads
 from remixer.mixers.spec import AttentionSpec
 from remixer.mixers.workspace import workspace
 
@@ -28,20 +30,19 @@ def joint_attention(
     """softmax(softcap(scale * query key^T) + bias) value, with 4-D operands that can be differentiated.
 
     Args:
-        query: (N, H, T, D).
-        key: (N, G, c, D).
-        value: (N, G, c, E).
-        bias: broadcastable to (N, H, T, c).
-        spec: gives scale, softcap and head counts.
+        query: (N, groups, T, D).
+        key: (N, c, D).
+        value: (N, c, E).
+        bias: broadcastable to (N, groups, T, c).
+        spec: gives scale and softcap.
         dropout: probability with which weights are dropped.
 
     Returns:
-        (N, H, T, E).
+        (N, groups, T, E).
     """
-    key, value = repeat_heads(key, spec.groups), repeat_heads(value, spec.groups)
+    key, value = (each[:, None].expand(-1, spec.groups, -1, -1) for each in (key, value))
     if spec.softcap is None:
-        mask = bias.to(query.dtype)
-        return F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, scale=spec.scale)
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=dropout, scale=spec.scale)
     scores = spec.softcap * torch.tanh((query @ key.transpose(-1, -2)) * (spec.scale / spec.softcap))
     weights = torch.softmax(scores + bias, -1).to(value.dtype)
     return F.dropout(weights, dropout) @ value
@@ -51,33 +52,38 @@ def joint_attention_in_cache(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    bias: Tensor,
+    patches: Sequence[tuple[slice, slice, Tensor]],
     added: Tensor | None,
+    summaries: int,
     spec: AttentionSpec,
 ) -> Tensor:
     """The same in place, without gradients, for scores that fit in cache: faster than the fused kernel there.
 
     Args:
-        query: (N, H, T, D), or some of the heads.
-        key: (N, G, c, D), or those which these heads read.
-        value: (N, G, c, E).
-        bias: broadcastable to (N, H, T, c).
-        added: (H, 1, c), added to bias, or None.
+        query: (B, G, tiles, groups, T, D), or some of the samples and heads.
+        key: (B, G, tiles, c, D).
+        value: (B, G, tiles, c, E).
+        patches: some tiles, some columns, and what is added to their scores, broadcastable to
+            (B, G, tiles, groups, T, columns).
+        added: broadcastable to (B, G, tiles, groups, T, summaries), added to these too, or None.
+        summaries: how many of the first columns are summaries.
         spec: gives scale and softcap.
 
     Returns:
-        (N, H, T, E).
+        (B, G, tiles, groups, T, E).
     """
-    (N, H, T, D), (_, G, columns, E) = query.shape, value.shape
-    scores = workspace.take("scores", (N, H, T, columns), query.dtype)
-    flat = scores.view(N * G, -1, columns)  # a key/value head's readers in one product
-    rows, keys = query.reshape(N * G, -1, D), key.reshape(N * G, columns, D).transpose(1, 2)
+    shape, columns = query.shape[:-1], key.shape[-2]
+    scores = workspace.take("scores", (*shape, columns), query.dtype)
+    flat = scores.view(-1, shape[3] * shape[4], columns)  # a key/value head's readers in one product
+    rows, keys = query.reshape(*flat.shape[:2], -1), key.flatten(0, 2).transpose(1, 2)
     if spec.softcap is None:
-        # The bias is written first and the product accumulated onto it: one pass over the scores less.
-        scores.copy_(bias) if added is None else torch.add(bias.expand_as(scores), added, out=scores)
-        flat.baddbmm_(rows, keys, alpha=spec.scale)
+        flat.baddbmm_(rows, keys, beta=0, alpha=spec.scale)
     else:
         flat.baddbmm_(rows, keys, beta=0, alpha=spec.scale / spec.softcap)
-        scores.tanh_().mul_(spec.softcap).add_(bias if added is None else bias + added)
+        scores.tanh_().mul_(spec.softcap)
+    for tiles, seen, bias in patches:
+        scores[:, :, tiles, :, :, seen].add_(bias)
+    if added is not None:
+        scores[..., :summaries].add_(added)
     torch.softmax(scores, -1, out=scores)
-    return torch.bmm(flat, value.reshape(N * G, columns, E)).view(N, H, T, E)
+    return torch.bmm(flat, value.flatten(0, 2)).view(*shape, -1)

@@ -151,11 +151,7 @@ class LongShortMixer(Mixer):
             segment = config.segment if spec.causal else None
             far_key, far_value = pool(self.pooling, reads, key, value, padding, segment)
             far_key, far_value = (self._normed(self.summary_norm, far) for far in (far_key, far_value))
-            if self.summary_bias is not None:
-                added = F.pad(
-                    self.summary_bias[:, None, None].expand(-1, 1, sight.summaries),
-                    (0, sight.width - sight.summaries),
-                )
+            added = self.summary_bias
         keys, values = sight.tokens(near_key, far_key), sight.tokens(near_value, far_value)
         if dropout == 0.0 and plain_inference(query, key, value):
             return mix_in_cache(query, keys, values, sight, added, masked=padding is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,9 +30,18 @@ class Tokens(NamedTuple):
     far: Tensor | None = None
 
 
-def join(parts: list[Tensor]) -> Tensor:
-    """What `Sight.parts` gave, or some heads of it, as (B * tiles, G, columns, D)."""
-    return (torch.cat(parts, 3) if len(parts) > 1 else parts[0]).flatten(0, 1)
+class Patch(NamedTuple):
+    """Something to add to the scores of some tiles and columns.
+
+    Attributes:
+        tiles: of a run.
+        columns: of these tiles.
+        bias: (B or 1, 1, tiles, 1, length or 1, columns).
+    """
+
+    tiles: slice
+    columns: slice
+    bias: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +73,11 @@ class Sight:
         tiling = Tiling(w, w, 0) if spec.causal else Tiling(w, w // 2, w // 2)
         return cls(spec, config, tiling, exist, first_existing(exist, sinks) if sinks else None, rank)
 
-    def bias(self, first: int, stop: int, samples: int, dtype: torch.dtype) -> Tensor:
+    def bias(self, first: int, stop: int, dtype: torch.dtype) -> Tensor:
         """What is added to the scores of every column, hidden ones included.
 
         Returns:
-            (B * tiles, 1, length or 1, columns); 1 where all queries of a tile see the same.
+            (B or 1, 1, tiles, 1, length or 1, columns); length 1 where all queries of a tile see the same.
         """
         hidden = hidden_score(dtype)
         window = self.tiling.exist(self.exist, first, stop)[:, :, None]
@@ -87,24 +97,46 @@ class Sight:
             scores = log_share(count, self.rank, self.config.counted, hidden, dtype)
             parts.insert(0, scores[..., None].expand(*scores.shape, self.rank))
         rows = max(part.shape[2] for part in parts)
-        parts = [part.expand(samples, stop - first, rows, -1) for part in parts]
-        return torch.cat(parts, -1).flatten(0, 1)[:, None]
+        parts = [part.expand(-1, stop - first, rows, -1) for part in parts]
+        return torch.cat(parts, -1)[:, None, :, None]
+
+    def patches(self, first: int, stop: int, dtype: torch.dtype, masked: bool) -> list[Patch]:
+        """`bias` on a CPU, as the parts of it that are not 0; kept between calls unless some keys don't exist."""
+        if masked:
+            return [Patch(slice(None), slice(None), self.bias(first, stop, dtype))]
+        sinks = 0 if self.sinks is None else self.sinks[0].shape[1]
+        same = self._first_like(first, stop)
+        run = (same, same + stop - first)
+        return _patches_without_padding(self.spec, self.config, self.exist.shape[1], sinks, self.rank, run, dtype)
 
     def tokens(self, near: Tensor, far: Tensor | None) -> Tokens:
         """Keys or values, with the sinks picked out: near (B, G, T, D), far (B, G, summaries, D)."""
         return Tokens(near, None if self.sinks is None else gather_tokens(near, self.sinks[0]), far)
 
-    def parts(self, tokens: Tokens, first: int, stop: int) -> list[Tensor]:
-        """Keys or values of all columns, each part (B, tiles, G, columns, D); most are views."""
-        parts = [self.tiling.keys(tokens.near, first, stop)]
-        if tokens.sinks is not None:
-            parts.insert(0, tokens.sinks[:, None].expand(-1, stop - first, -1, -1, -1))
+    def joined(self, tokens: Tokens, first: int, stop: int) -> Tensor:
+        """Keys or values of all columns, (B, G, tiles, columns, D)."""
+        parts = [*self._far_parts(tokens, first, stop), self.tiling.keys(tokens.near, first, stop)]
+        return torch.cat(parts, 3) if len(parts) > 1 else parts[0]
+
+    def write_joined(self, tokens: Tokens, first: int, stop: int, out: Tensor) -> None:
+        """`joined` written into memory that is there."""
+        start = 0
+        for part in self._far_parts(tokens, first, stop):
+            out[:, :, :, start : start + part.shape[3]] = part
+            start += part.shape[3]
+        self.tiling.write_keys(tokens.near, first, stop, out[:, :, :, start:])
+
+    def _far_parts(self, tokens: Tokens, first: int, stop: int) -> list[Tensor]:
+        """Summaries and sinks, each (B, G, tiles, columns, D)."""
+        parts = []
         if tokens.far is not None and self.spec.causal:
             by_segment = tokens.far.unflatten(2, (-1, self.rank))
             index = self._segments(first, stop).clamp(0, by_segment.shape[2] - 1)
-            parts.insert(0, by_segment[:, :, index].flatten(3, 4).transpose(1, 2))
+            parts.append(by_segment[:, :, index].flatten(3, 4))
         elif tokens.far is not None:
-            parts.insert(0, tokens.far[:, None].expand(-1, stop - first, -1, -1, -1))
+            parts.append(tokens.far[:, :, None].expand(-1, -1, stop - first, -1, -1))
+        if tokens.sinks is not None:
+            parts.append(tokens.sinks[:, :, None].expand(-1, -1, stop - first, -1, -1))
         return parts
 
     @property
@@ -140,6 +172,21 @@ class Sight:
         start = query[:, :1, None] - self.tiling.before
         return there & ((position < start) | (position >= start + self.tiling.span))
 
+    def _first_like(self, first: int, stop: int) -> int:
+        """Where the first run of as many tiles starts whose queries see the same by distance, if all keys exist."""
+        spec, config, tiling = self.spec, self.config, self.tiling
+        sinks = 0 if self.sinks is None else self.sinks[0].shape[1]
+        if not spec.causal:
+            inside = stop * tiling.length + tiling.after <= self.exist.shape[1]
+            settled = -(-(tiling.before + sinks) // tiling.length)
+            return min(first, settled) if inside else first
+        settled = -(-(config.window + sinks) // tiling.length)
+        if self.rank:
+            if config.memory is None or tiling.length % config.segment:
+                return first
+            settled = max(settled, -(-(config.window + config.memory * config.segment) // tiling.length))
+        return min(first, settled)
+
     def _reach(self) -> int:
         """How many segments the queries of a tile see between them."""
         segment, memory = self.config.segment, self.config.memory
@@ -169,3 +216,21 @@ class Sight:
         share = log_share(count, self.rank, self.config.counted, hidden, dtype)
         scores = share[:, index.clamp(0, share.shape[1] - 1)][:, :, None].masked_fill(~seen, hidden)
         return scores.repeat_interleave(self.rank, -1)
+
+
+@functools.lru_cache(maxsize=16)
+def _patches_without_padding(
+    spec: AttentionSpec, config: Any, tokens: int, sinks: int, rank: int, run: tuple[int, int], dtype: torch.dtype
+) -> list[Patch]:
+    """What is added in most tiles ends at some column; the few tiles that go beyond it are patched by themselves."""
+    exist = torch.ones(1, tokens, dtype=torch.bool)
+    bias = Sight.of(spec, config, exist, sinks, rank).bias(*run, dtype)
+    used = bias.ne(0.0).flatten(3, 4).any(3)[0, 0]  # (tiles, columns)
+    ends = [int(columns.nonzero().max()) + 1 if columns.any() else 0 for columns in used]
+    most = sorted(ends)[len(ends) // 2]
+    patches = [Patch(slice(None), slice(0, most), bias[..., :most])] if most else []
+    for tile, end in enumerate(ends):
+        if end > most:
+            some = slice(tile, tile + 1)
+            patches.append(Patch(some, slice(most, end), bias[:, :, some, :, :, most:end]))
+    return patches

@@ -10,7 +10,7 @@ from remixer.mixers.eager import plain_inference
 from remixer.mixers.precision import at_least_float32
 
 # How many weights of summaries are made before they are used, where that is free to choose.
-WEIGHTS_IN_CACHE = 2**19
+WEIGHTS_IN_CACHE = 2**21
 
 
 def pool(

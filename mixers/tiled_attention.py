@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.joint_attention import hidden_score, joint_attention, joint_attention_in_cache
 from remixer.mixers.precision import at_least_float32
-from remixer.mixers.sight import Sight, Tokens, join
+from remixer.mixers.sight import Sight, Tokens
+from remixer.mixers.spec import AttentionSpec
 from remixer.mixers.workspace import workspace
 
-# How many scores are made before they are used: 2 MiB of them in float32 were fastest on every CPU tried.
-SCORES_IN_CACHE = 2**20
+# How many scores, and how many entries of joined keys and values, are made before they are used: fewer would
+# spend more on calls than they save, more would outgrow the caches.
+SCORES_IN_CACHE = 2**22
+TOKENS_IN_CACHE = 2**21
 
 
 def mix_at_once(
-    query: Tensor,
-    keys: Tokens,
-    values: Tokens,
-    sight: Sight,
-    added: Tensor | None,
-    masked: bool,
-    dropout: float,
+    query: Tensor, keys: Tokens, values: Tokens, sight: Sight, added: Tensor | None, masked: bool, dropout: float
 ) -> Tensor:
     """All tiles and heads in one attention.
 
@@ -30,61 +30,78 @@ def mix_at_once(
         keys: see Tokens.
         values: see Tokens.
         sight: what each tile sees.
-        added: (H, 1, columns), added to the scores, or None.
-        masked: whether there may be queries that see nothing; these give 0.
+        added: (H,), added to the scores of summaries, or None.
+        masked: whether there may be keys that don't exist; a query that sees none gives 0.
         dropout: probability with which weights are dropped.
 
     Returns:
         (B, H, T, E).
     """
     tiles = sight.tiling.count(query.shape[2])
-    base = sight.bias(0, tiles, query.shape[0], query.dtype)
+    rows = sight.tiling.queries(query, sight.spec.groups, 0, tiles)
+    bias = base = sight.bias(0, tiles, query.dtype)
+    if added is not None:
+        others = (0, sight.width - sight.summaries)
+        bias = base + F.pad(_by_group(added.to(query.dtype), sight.spec).expand(*[-1] * 5, sight.summaries), others)
     mixed = joint_attention(
-        sight.tiling.queries(query, 0, tiles),
-        join(sight.parts(keys, 0, tiles)),
-        join(sight.parts(values, 0, tiles)),
-        base if added is None else base + added.to(query.dtype),
+        rows.flatten(0, 2),
+        sight.joined(keys, 0, tiles).flatten(0, 2),
+        sight.joined(values, 0, tiles).flatten(0, 2),
+        bias.expand(*rows.shape[:3], -1, -1, -1).flatten(0, 2),
         sight.spec,
         dropout,
-    )
-    return sight.tiling.untiled(_silenced(mixed, base) if masked else mixed, query)
+    ).unflatten(0, rows.shape[:3])
+    return sight.tiling.untiled(_silenced(mixed, base) if masked else mixed, query.shape[2])
 
 
 def mix_in_cache(
     query: Tensor, keys: Tokens, values: Tokens, sight: Sight, added: Tensor | None, masked: bool
 ) -> Tensor:
-    """A few heads at a time, and of long sequences a run of tiles. Same arguments, without gradients."""
+    """A run of tiles at a time, and of it a few heads. Same arguments, without gradients."""
     spec, tiling, dtype = sight.spec, sight.tiling, at_least_float32(query.dtype)
-    (B, _, T, _), groups = query.shape, spec.groups
-    added = None if added is None else added.to(dtype)
-    tile = B * groups * tiling.length * sight.width  # scores of one tile and the readers of one key/value head
-    out = values.near.new_empty(B, tiling.count(T), tiling.length, spec.heads, spec.value_dim)
-    for first, stop in tiling.runs(T, max(1, SCORES_IN_CACHE // tile)):
-        base = sight.bias(first, stop, B, dtype)
-        rows = tiling.queries(query, first, stop)
-        key_parts, value_parts = sight.parts(keys, first, stop), sight.parts(values, first, stop)
-        heads = max(1, min(spec.kv_heads, SCORES_IN_CACHE // (tile * (stop - first))))
-        for g in range(0, spec.kv_heads, heads):
-            some, readers = slice(g, g + heads), slice(g * groups, (g + heads) * groups)
+    (B, _, T, _), (G, groups) = query.shape, (spec.kv_heads, spec.groups)
+    by_group = None if added is None else _by_group(added.to(dtype), spec)
+    out = values.near.new_empty(B, tiling.count(T), tiling.length, G, groups, spec.value_dim)
+    most = TOKENS_IN_CACHE // (B * G * sight.width * (spec.head_dim + spec.value_dim))
+    for first, stop in tiling.runs(T, max(1, most)):
+        patches = sight.patches(first, stop, dtype, masked)
+        rows = tiling.queries(query, groups, first, stop)
+        joined = (B, G, stop - first, sight.width)
+        key = workspace.take("keys", (*joined, spec.head_dim), dtype)
+        value = workspace.take("values", (*joined, spec.value_dim), dtype)
+        sight.write_joined(keys, first, stop, key)
+        sight.write_joined(values, first, stop, value)
+        scores = (stop - first) * groups * tiling.length * sight.width
+        for some in _chunks(B, G, SCORES_IN_CACHE // scores):
+            if masked:
+                patches = [patch._replace(bias=patch.bias[some[0]]) for patch in patches]
             mixed = joint_attention_in_cache(
-                rows[:, readers].to(dtype),
-                _joined_in_place("keys", [part[:, :, some] for part in key_parts], dtype),
-                _joined_in_place("values", [part[:, :, some] for part in value_parts], dtype),
-                base,
-                None if added is None else added[readers],
+                rows[some].to(dtype),
+                key[some],
+                value[some],
+                patches,
+                None if by_group is None else by_group[:, some[1]],
+                sight.summaries,
                 spec,
             )
             if masked:
-                mixed = _silenced(mixed, base)
-            out[:, first:stop, :, readers] = mixed.unflatten(0, (B, -1)).transpose(2, 3)
-    return out.flatten(1, 2)[:, :T].transpose(1, 2)
+                mixed = _silenced(mixed, patches[0].bias)
+            out[some[0], first:stop, :, some[1]] = mixed.permute(0, 2, 4, 1, 3, 5)
+    return out.flatten(3, 4).flatten(1, 2)[:, :T].transpose(1, 2)
 
 
-def _joined_in_place(name: str, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """What `join` gives, in memory that the next call overwrites."""
-    shape = (*parts[0].shape[:3], sum(part.shape[3] for part in parts), parts[0].shape[4])
-    joined = workspace.take(name, shape, dtype)
-    return torch.cat([part.to(dtype) for part in parts], 3, out=joined).flatten(0, 1)
+def _chunks(samples: int, heads: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """All pairs of a sample and a head, about so many at a time: some heads of a sample, or whole samples."""
+    several = max(1, most // heads)
+    some = -(-heads // -(-heads // max(1, most)))  # as even as possible
+    for b in range(0, samples, several):
+        for g in range(0, heads, some):
+            yield slice(b, b + several), slice(g, g + some)
+
+
+def _by_group(added: Tensor, spec: AttentionSpec) -> Tensor:
+    """(H,) to (1, G, 1, groups, 1, 1)."""
+    return added.view(1, spec.kv_heads, 1, spec.groups, 1, 1)
 
 
 def _silenced(mixed: Tensor, bias: Tensor) -> Tensor:

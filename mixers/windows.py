@@ -33,54 +33,57 @@ class Tiling:
         return -(-tokens // self.length)
 
     def runs(self, tokens: int, most: int) -> Iterator[tuple[int, int]]:
-        """All tiles in runs of at most so many; where several are needed, those at the ends by themselves.
-
-        Only at the ends must keys be filled up, hence copied.
-        """
+        """All tiles in runs of at most so many."""
         tiles = self.count(tokens)
-        lead = min(tiles, -(-self.before // self.length))
-        tail = max(lead, (tokens - self.after) // self.length)
-        parts = [(0, lead), (lead, tail), (tail, tiles)] if tiles > most else [(0, tiles)]
-        for start, end in parts:
-            for first in range(start, end, most):
-                yield first, min(first + most, end)
+        for first in range(0, tiles, most):
+            yield first, min(first + most, tiles)
 
-    def queries(self, tokens: Tensor, first: int, stop: int) -> Tensor:
-        """(B, H, T, D) to (B * tiles, H, length, D)."""
+    def queries(self, tokens: Tensor, groups: int, first: int, stop: int) -> Tensor:
+        """(B, H, T, D) to (B, G, tiles, groups, length, D)."""
         if plain_inference(tokens) and stop * self.length <= tokens.shape[2]:
             run = tokens[:, :, first * self.length : stop * self.length]  # a view, where padding would copy
         else:
             run = F.pad(tokens, (0, 0, -first * self.length, stop * self.length - tokens.shape[2]))
-        return run.unflatten(2, (stop - first, self.length)).transpose(1, 2).flatten(0, 1)
+        return run.unflatten(2, (stop - first, self.length)).unflatten(1, (-1, groups)).transpose(2, 3)
 
     def keys(self, tokens: Tensor, first: int, stop: int) -> Tensor:
-        """(B, G, T, D) to (B, tiles, G, span, D), a view of overlapping tiles."""
+        """(B, G, T, D) to (B, G, tiles, span, D), a view of overlapping tiles."""
         T, start, end = tokens.shape[2], first * self.length - self.before, stop * self.length + self.after
-        if not plain_inference(tokens):
-            run = F.pad(tokens, (0, 0, -start, end - T))
-        elif start >= 0 and end <= T:
+        if plain_inference(tokens) and start >= 0 and end <= T:
             run = tokens[:, :, start:end]
-        else:  # like F.pad, which would write everything twice
-            run = tokens.new_empty(*tokens.shape[:2], end - start, tokens.shape[3])
-            lead, tail = max(-start, 0), min(T, end) - start
-            run[:, :, :lead] = 0.0
-            run[:, :, tail:] = 0.0
-            run[:, :, lead:tail] = tokens[:, :, max(start, 0) : end]
-        return run.unfold(2, self.span, self.length).permute(0, 2, 1, 4, 3)
+        else:
+            run = F.pad(tokens, (0, 0, -start, end - T))
+        return run.unfold(2, self.span, self.length).transpose(3, 4)
+
+    def write_keys(self, tokens: Tensor, first: int, stop: int, out: Tensor) -> None:
+        """`keys` written into (B, G, tiles, span, D), with nothing copied twice."""
+        T = tokens.shape[2]
+        lead = min(stop, max(first, -(-self.before // self.length)))
+        tail = max(lead, min(stop, (T - self.after) // self.length))
+        if lead < tail:
+            out[:, :, lead - first : tail - first] = self.keys(tokens, lead, tail)
+        for tile in (*range(first, lead), *range(tail, stop)):
+            start = tile * self.length - self.before
+            lead, end = max(-start, 0), min(self.span, T - start)
+            one = out[:, :, tile - first]
+            one[:, :, lead:end] = tokens[:, :, start + lead : start + end]
+            if lead > 0:
+                one[:, :, :lead] = 0.0
+            if end < self.span:
+                one[:, :, end:] = 0.0
 
     def exist(self, padding: Tensor, first: int, stop: int) -> Tensor:
         """(B, T) bool to (B, tiles, span): which keys of a tile are there."""
         around = (self.before - first * self.length, stop * self.length + self.after - padding.shape[1])
         return F.pad(padding, around, value=False).unfold(1, self.span, self.length)
 
-    def untiled(self, mixed: Tensor, like: Tensor) -> Tensor:
-        """(B * tiles, H, length, E), all tiles of the sequences, back to (B, H, T, E); like is (B, H, T, D)."""
-        B, _, T, _ = like.shape
-        whole = mixed.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)
+    def untiled(self, mixed: Tensor, tokens: int) -> Tensor:
+        """(B, G, tiles, groups, length, E), all tiles of the sequences, back to (B, H, T, E)."""
+        whole = mixed.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         if torch.compiler.is_compiling():
             # Whether a slice is contiguous would become a guard on the length.
-            return whole.index_select(2, torch.arange(T, device=mixed.device))
-        return whole[:, :, :T]
+            return whole.index_select(2, torch.arange(tokens, device=mixed.device))
+        return whole[:, :, :tokens]
 
     def positions(self, first: int, stop: int, device: torch.device) -> Tensor:
         """(tiles, length), the place of every query in the sequence."""

@@ -44,9 +44,9 @@ class LongShort(MixerConfig):
 
     window: int = 128
     rank: int | None = None
-    segment: int = 16
+    segment: int = 8
     sinks: int = 4
-    memory: int | None = 64
+    memory: int | None = 128
     dual_norm: Literal["none", "paper", "per_head"] = "none"
     project_from: Literal["key", "source"] = "key"
     counted: bool = True

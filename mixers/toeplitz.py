@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
-from remixer.mixers.convolution import convolve, spectrum_of, transform_length
+from remixer.mixers.convolution import convolve, spectrum_of, transform_dtype, transform_length
 from remixer.mixers.eager import plain_inference
 from remixer.mixers.position_encoder import PositionEncoder
 from remixer.mixers.precision import at_least_float32
@@ -136,7 +136,7 @@ class ToeplitzMixer(Mixer):
     ) -> Tensor:
         """See Mixer.forward. Queries that don't exist are served too, but may get next to nothing."""
         assert value is not None
-        T, dtype = value.shape[2], at_least_float32(value.dtype)
+        T, dtype = value.shape[2], transform_dtype(value.shape[2], value.dtype)
         if padding is not None and plain_inference(padding) and bool(padding.all()):
             padding = None
         if padding is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.joint_attention import hidden_score, joint_attention, joint_attention_in_cache
+from remixer.mixers.offset_columns import joined_columns, offset_patches
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.sight import Sight, Tokens
 from remixer.mixers.spec import AttentionSpec
@@ -21,7 +21,15 @@ TOKENS_IN_CACHE = 2**21
 
 
 def mix_at_once(
-    query: Tensor, keys: Tokens, values: Tokens, sight: Sight, added: Tensor | None, masked: bool, dropout: float
+    query: Tensor,
+    keys: Tokens,
+    values: Tokens,
+    sight: Sight,
+    added: Tensor | None,
+    offsets: Tensor | None,
+    *,
+    masked: bool,
+    dropout: float,
 ) -> Tensor:
     """All tiles and heads in one attention.
 
@@ -31,6 +39,7 @@ def mix_at_once(
         values: see Tokens.
         sight: what each tile sees.
         added: (H,), added to the scores of summaries, or None.
+        offsets: (H, 2 T - 1), a bias by offset, or None.
         masked: whether there may be keys that don't exist; a query that sees none gives 0.
         dropout: probability with which weights are dropped.
 
@@ -43,6 +52,8 @@ def mix_at_once(
     if added is not None:
         others = (0, sight.width - sight.summaries)
         bias = base + F.pad(_by_group(added.to(query.dtype), sight.spec).expand(*[-1] * 5, sight.summaries), others)
+    if offsets is not None:
+        bias = bias + joined_columns(sight, offsets, 0, tiles).to(query.dtype)
     mixed = joint_attention(
         rows.flatten(0, 2),
         sight.joined(keys, 0, tiles).flatten(0, 2),
@@ -55,7 +66,14 @@ def mix_at_once(
 
 
 def mix_in_cache(
-    query: Tensor, keys: Tokens, values: Tokens, sight: Sight, added: Tensor | None, masked: bool
+    query: Tensor,
+    keys: Tokens,
+    values: Tokens,
+    sight: Sight,
+    added: Tensor | None,
+    offsets: Tensor | None,
+    *,
+    masked: bool,
 ) -> Tensor:
     """A run of tiles at a time, and of it a few heads. Same arguments, without gradients."""
     spec, tiling, dtype = sight.spec, sight.tiling, at_least_float32(query.dtype)
@@ -65,6 +83,8 @@ def mix_in_cache(
     most = TOKENS_IN_CACHE // (B * G * sight.width * (spec.head_dim + spec.value_dim))
     for first, stop in tiling.runs(T, max(1, most)):
         patches = sight.patches(first, stop, dtype, masked)
+        if offsets is not None:
+            patches = [*patches, *offset_patches(sight, offsets, first, stop, dtype)]
         rows = tiling.queries(query, groups, first, stop)
         joined = (B, G, stop - first, sight.width)
         key = workspace.take("keys", (*joined, spec.head_dim), dtype)
@@ -73,19 +93,18 @@ def mix_in_cache(
         sight.write_joined(values, first, stop, value)
         scores = (stop - first) * groups * tiling.length * sight.width
         for some in _chunks(B, G, SCORES_IN_CACHE // scores):
-            if masked:
-                patches = [patch._replace(bias=patch.bias[some[0]]) for patch in patches]
+            theirs = [patch._replace(bias=_part(patch.bias, some)) for patch in patches]
             mixed = joint_attention_in_cache(
                 rows[some].to(dtype),
                 key[some],
                 value[some],
-                patches,
+                theirs,
                 None if by_group is None else by_group[:, some[1]],
                 sight.summaries,
                 spec,
             )
             if masked:
-                mixed = _silenced(mixed, patches[0].bias)
+                mixed = _silenced(mixed, theirs[0].bias)
             out[some[0], first:stop, :, some[1]] = mixed.permute(0, 2, 4, 1, 3, 5)
     return out.flatten(3, 4).flatten(1, 2)[:, :T].transpose(1, 2)
 
@@ -97,6 +116,12 @@ def _chunks(samples: int, heads: int, most: int) -> Iterator[tuple[slice, slice]
     for b in range(0, samples, several):
         for g in range(0, heads, some):
             yield slice(b, b + several), slice(g, g + some)
+
+
+def _part(bias: Tensor, some: tuple[slice, slice]) -> Tensor:
+    """Some samples and heads of a bias that may hold all of them or one for all."""
+    samples, heads = (part if size > 1 else slice(None) for part, size in zip(some, bias.shape[:2], strict=True))
+    return bias[samples, heads]
 
 
 def _by_group(added: Tensor, spec: AttentionSpec) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from remixer.mixers.long_short_reference import long_short_reference
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.registry import register
 from remixer.mixers.sight import Sight
-from remixer.mixers.softmax import allowed_keys, attend
+from remixer.mixers.softmax import allowed_keys, attend, attend_by_offset
 from remixer.mixers.spec import AttentionSpec
 from remixer.mixers.summaries import pool
 from remixer.mixers.tiled_attention import mix_at_once, mix_in_cache
@@ -80,9 +80,11 @@ class LongShortMixer(Mixer):
         self.sinks = 0 if spec.windowed else config.sinks
         self.pooling: nn.Parameter | None = None
         self.summary_bias: nn.Parameter | None = None
+        if spec.bias == "offset":
+            self.operands = (*self.operands, "bias")
         if self.rank:
             if config.project_from == "source":
-                self.operands = ("query", "key", "value", "padding", "source")
+                self.operands = (*self.operands, "source")
             read = spec.head_dim if config.project_from == "key" else spec.source_dim
             assert read is not None
             # Nearly uniform weights, yet no two summaries the same.
@@ -98,12 +100,11 @@ class LongShortMixer(Mixer):
 
     @classmethod
     def supports(cls, spec: AttentionSpec, config: LongShort) -> Unsupported | None:
-        """Self-attention without a bias, of any window and softcap."""
+        """Self-attention of any window and softcap, without a bias or with one by offset."""
         if spec.cross:
             return Unsupported("'long_short' needs as many queries as keys, this is cross-attention")
-        if spec.bias != "none":
-            article = "an" if spec.bias == "offset" else "a"
-            return Unsupported(f"'long_short' can't carry {article} {spec.bias} bias over to a window")
+        if spec.bias == "dense":
+            return Unsupported("'long_short' can't carry a dense bias over to a window")
         if config.project_from == "source" and config.rank != 0 and not spec.windowed and spec.source_dim is None:
             return Unsupported("its keys aren't read from one hidden state, which project_from='source' asks for")
         if config.dual_norm != "none" and spec.head_dim != spec.value_dim:
@@ -138,6 +139,9 @@ class LongShortMixer(Mixer):
         whole = config.window >= T
         if whole and (spec.causal or config.counted or not self.rank):
             # Nothing is left for summaries to stand for: this is the attention itself.
+            if bias is not None:
+                silent = replace(spec, dead_rows="zero")
+                return attend_by_offset(query, near_key, near_value, bias, padding, spec=silent, dropout=dropout)
             plain = spec.causal and not spec.windowed and padding is None
             mask = None if plain else allowed_keys(spec, T, T, padding, query.device)
             return attend(query, near_key, near_value, mask, spec=spec, causal=plain, dropout=dropout)
@@ -154,8 +158,8 @@ class LongShortMixer(Mixer):
             added = self.summary_bias
         keys, values = sight.tokens(near_key, far_key), sight.tokens(near_value, far_value)
         if dropout == 0.0 and plain_inference(query, key, value):
-            return mix_in_cache(query, keys, values, sight, added, masked=padding is not None)
-        return mix_at_once(query, keys, values, sight, added, masked=padding is not None, dropout=dropout)
+            return mix_in_cache(query, keys, values, sight, added, bias, masked=padding is not None)
+        return mix_at_once(query, keys, values, sight, added, bias, masked=padding is not None, dropout=dropout)
 
     def _normed(self, norm: nn.LayerNorm | None, tokens: Tensor) -> Tensor:
         """(B, G, S, D), every token normalised over all heads together, or over each by itself."""
@@ -184,4 +188,4 @@ class LongShortMixer(Mixer):
         assert key is not None
         assert value is not None
         parameters = dict(self.named_parameters())
-        return long_short_reference(self.spec, self.config, parameters, query, key, value, padding, source)
+        return long_short_reference(self.spec, self.config, parameters, query, key, value, padding, bias, source)

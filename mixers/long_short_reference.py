@@ -20,6 +20,7 @@ def long_short_reference(
     key: Tensor,
     value: Tensor,
     padding: Tensor | None,
+    bias: Tensor | None,
     source: Tensor | None,
 ) -> Tensor:
     """softmax([summaries; sinks; window]) of every query.
@@ -32,6 +33,7 @@ def long_short_reference(
         key: (B, G, T, D).
         value: (B, G, T, E).
         padding: (B, T) bool, True where a key exists, or None.
+        bias: (H, 2 T - 1), what is added by offset, or None.
         source: (B, T, C), where the summaries are projected from it.
 
     Returns:
@@ -42,9 +44,13 @@ def long_short_reference(
     q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
     B, H, T, _ = q.shape
     rank = config.rank if config.rank is not None else 1 if spec.causal else 32
+    by_offset = q.new_zeros(H, 2 * T - 1) if bias is None else bias.to(dtype)
     rows = []
     for b in range(B):
         kept = [s for s in range(T) if padding is None or bool(padding[b, s])]
+        place = torch.arange(T)
+        if spec.skips_padding and padding is not None:
+            place = padding[b].long().cumsum(0)
         reads = k[b] if config.project_from == "key" else None if source is None else source[b].to(dtype)[None]
         near_k, near_v = (_normed("window_norm", x[b], config, weights) for x in (k, v))
         segments = []  # each: positions that it stands for, (G, rank, D), (G, rank, E)
@@ -63,21 +69,23 @@ def long_short_reference(
             sinks = [s for s in sinks if s not in window and not (spec.causal and s > t)]
             tokens = sinks + window
             ks, vs = [near_k[:, tokens]], [near_v[:, tokens]]
-            plus = [torch.zeros(H, len(tokens), dtype=dtype)]
+            plus = [by_offset[:, place[tokens] - place[t] + T - 1]]
             visible = segments
             if spec.causal:
                 before = t - config.window + 1
                 ends = [s for s in segments if s[0] + config.segment <= before]
                 oldest = 0 if config.memory is None else before // config.segment - config.memory
                 visible = [s for s in ends if s[0] // config.segment >= oldest]
-            for _, members, far_k, far_v in visible:
+            for first, members, far_k, far_v in visible:
                 stands_for = len(members) if spec.causal else len(set(members) - set(tokens))
                 if config.counted and stands_for == 0:
                     continue
                 count = math.log(stands_for / rank) + weights["summary_bias"] if config.counted else torch.zeros(H)
                 ks.append(far_k)
                 vs.append(far_v)
-                plus.append(count.to(dtype)[:, None].expand(H, rank))
+                behind = torch.tensor(_behind(t, first, T, spec, config))
+                mean = by_offset[:, behind - t + T - 1].logsumexp(1) - math.log(len(behind))
+                plus.append((count.to(dtype) + mean)[:, None].expand(H, rank))
             seen_k, seen_v = (torch.cat(x, 1).repeat_interleave(spec.groups, 0) for x in (ks, vs))
             scores = spec.scale * (seen_k @ q[b, :, t, :, None])[..., 0]
             if spec.softcap is not None:
@@ -85,6 +93,14 @@ def long_short_reference(
             P = torch.softmax(scores + torch.cat(plus, 1), -1)
             rows.append((P[..., None] * seen_v).sum(1))
     return torch.stack(rows).view(B, T, H, -1).transpose(1, 2).to(value.dtype)
+
+
+def _behind(t: int, first: int, tokens: int, spec: AttentionSpec, config: Any) -> list[int]:
+    """Positions that a summary stands for where its bias is reckoned, whether they exist or not."""
+    if spec.causal:
+        return list(range(first, first + config.segment))
+    beyond = [s for s in range(tokens) if config.counted and not _in_window(t, s, spec, config)]
+    return beyond or list(range(tokens))
 
 
 def _in_window(t: int, s: int, spec: AttentionSpec, config: Any) -> bool:

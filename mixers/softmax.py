@@ -9,8 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
+from remixer.mixers.offset_bias import dense_bias, existing_places
 from remixer.mixers.registry import register
 from remixer.mixers.spec import AttentionSpec
+
+# Added to scores, it hides a key beside others, yet in a row of hidden keys the scores still tell them apart.
+HIDING = -1e4
 
 
 def repeat_heads(tensor: Tensor, groups: int) -> Tensor:
@@ -88,6 +92,40 @@ def attend(
     return F.dropout(weights, dropout) @ value
 
 
+def attend_by_offset(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    padding: Tensor | None,
+    *,
+    spec: AttentionSpec,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention with an offset bias, through the dense one that it stands for.
+
+    Args:
+        query: (B, H, T, D).
+        key: (B, G, T, D).
+        value: (B, G, T, E).
+        bias: (H, 2 T - 1).
+        padding: (B, T) bool, or None.
+        spec: of the attention.
+        dropout: probability with which weights are dropped.
+
+    Returns:
+        (B, H, T, E).
+    """
+    T = query.shape[2]
+    allowed = allowed_keys(spec, T, T, padding, query.device)
+    mask = dense_bias(bias, T, padding if spec.skips_padding else None).to(query.dtype)
+    if allowed is None:
+        return attend(query, key, value, mask, spec=spec, dropout=dropout)
+    hidden = mask + HIDING if spec.dead_rows == "all" else torch.full_like(mask, torch.finfo(mask.dtype).min)
+    mixed = attend(query, key, value, torch.where(allowed, mask, hidden), spec=spec, dropout=dropout)
+    return mixed.masked_fill(~allowed.any(-1, keepdim=True), 0.0) if spec.dead_rows == "zero" else mixed
+
+
 @dataclass(frozen=True)
 class SoftmaxConfig(MixerConfig):
     """Keep the attention's meaning, in one exact form. Has no options."""
@@ -101,7 +139,8 @@ class Softmax(Mixer):
 
     def __init__(self, spec: AttentionSpec, config: SoftmaxConfig | None = None) -> None:
         super().__init__(spec, config or SoftmaxConfig())
-        self.operands = ("query", "key", "value", "padding" if spec.bias == "none" else "bias")
+        masks = {"none": ("padding",), "offset": ("padding", "bias"), "dense": ("bias",)}
+        self.operands = ("query", "key", "value", *masks[spec.bias])
 
     @classmethod
     def supports(cls, spec: AttentionSpec, config: SoftmaxConfig) -> Unsupported | None:
@@ -123,12 +162,14 @@ class Softmax(Mixer):
         bias: Tensor | None = None,
         source: Tensor | None = None,
     ) -> Tensor:
-        """See Mixer.forward. A bias operand carries the whole mask and is used as it is."""
+        """See Mixer.forward. A dense bias carries the whole mask and is used as it is."""
         assert query is not None
         assert key is not None
         assert value is not None
         spec = self.spec
         dropout = spec.dropout if self.training else 0.0
+        if bias is not None and spec.bias == "offset":
+            return attend_by_offset(query, key, value, bias, padding, spec=spec, dropout=dropout)
         if bias is not None:
             return attend(query, key, value, bias, spec=spec, dropout=dropout)
         if spec.causal and not spec.windowed and padding is None:
@@ -136,7 +177,7 @@ class Softmax(Mixer):
         mask = allowed_keys(spec, query.shape[2], key.shape[2], padding, query.device)
         if mask is not None and spec.dead_rows != "zero":
             seen = torch.zeros((), dtype=query.dtype, device=query.device)
-            mask = torch.where(mask, seen, torch.finfo(query.dtype).min if spec.dead_rows == "mean" else -1e4)
+            mask = torch.where(mask, seen, torch.finfo(query.dtype).min if spec.dead_rows == "mean" else HIDING)
         return attend(query, key, value, mask, spec=spec, dropout=dropout)
 
     def reference(
@@ -157,13 +198,14 @@ class Softmax(Mixer):
         key, value = repeat_heads(key, spec.groups), repeat_heads(value, spec.groups)
         (B, H, T, _), S = query.shape, key.shape[2]
         left, right = spec.window
+        places = torch.arange(S).expand(B, S) if padding is None or not spec.skips_padding else existing_places(padding)
         rows = []
         for b in range(B):
             for t in range(T):
                 first = 0 if left is None else max(0, t - left)
                 last = t if spec.causal else S - 1 if right is None else min(S - 1, t + right)
                 seen = [s for s in range(first, last + 1) if padding is None or bool(padding[b, s])]
-                if bias is not None:
+                if spec.bias == "dense":
                     seen = list(range(S))
                 elif not seen and spec.dead_rows == "mean":
                     rows.append(value[b].mean(1))
@@ -173,7 +215,9 @@ class Softmax(Mixer):
                 scores = spec.scale * (key[b, :, seen] @ query[b, :, t, :, None])[..., 0]
                 if spec.softcap is not None:
                     scores = spec.softcap * torch.tanh(scores / spec.softcap)
-                if bias is not None:
+                if bias is not None and spec.bias == "offset":
+                    scores = scores + bias[:, places[b, seen] - places[b, t] + T - 1]
+                elif bias is not None:
                     whole = bias.broadcast_to(B, H, T, S)[b, :, t]
                     scores = scores.masked_fill(~whole, -torch.inf) if whole.dtype == torch.bool else scores + whole
                 weights = torch.softmax(scores, -1) if seen else scores

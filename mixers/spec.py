@@ -26,6 +26,7 @@ class AttentionSpec:
             A causal attention has right = 0 or None.
         padding: a (B, S) operand says which keys exist.
         bias: "none", "offset" (one value per head and offset s - t) or "dense" (anything else).
+        skips_padding: offsets of the bias count only the keys that exist, as positions from cumsum(mask) do.
         softcap: c in c * tanh(scores / c), or None.
         dropout: probability with which attention weights are dropped in training.
         cross: keys come from another sequence than queries; T and S are independent.
@@ -45,6 +46,7 @@ class AttentionSpec:
     window: tuple[int | None, int | None] = (None, None)
     padding: bool = False
     bias: Bias = "none"
+    skips_padding: bool = False
     softcap: float | None = None
     dropout: float = 0.0
     cross: bool = False
@@ -85,7 +87,7 @@ class AttentionSpec:
         if self.padding:
             words.append("padding")
         if self.bias != "none":
-            words.append(f"{self.bias} bias")
+            words.append(f"{self.bias} bias" + (" by existing keys" if self.skips_padding else ""))
         if self.softcap is not None:
             words.append(f"softcap {self.softcap:g}")
         if self.dropout:

@@ -45,7 +45,6 @@ def test_a_bad_option_is_refused_in_a_sentence(options, message):
     [
         ({"cross": True}, {}, "'long_short' needs as many queries as keys, this is cross-attention"),
         ({"bias": "dense"}, {}, "'long_short' can't carry a dense bias over to a window"),
-        ({"bias": "offset"}, {}, "'long_short' can't carry an offset bias over to a window"),
         (
             {"source_dim": None},
             {"project_from": "source"},
@@ -64,6 +63,7 @@ def test_what_it_cannot_replace(changes, options, reason):
 
 def test_what_it_can():
     assert LongShortMixer.supports(dataclasses.replace(SPEC, softcap=5.0, window=(9, 0)), LongShort()) is None
+    assert LongShortMixer.supports(dataclasses.replace(SPEC, bias="offset"), LongShort()) is None
     without = dataclasses.replace(SPEC, source_dim=None)
     assert LongShortMixer.supports(without, LongShort(project_from="source", rank=0)) is None
 
@@ -72,6 +72,12 @@ def test_operands_name_the_source_only_where_it_is_read():
     assert "source" not in mixer_of(LongShort()).operands
     assert "source" in mixer_of(LongShort(project_from="source")).operands
     assert "source" not in mixer_of(LongShort(project_from="source"), window=(4, 4)).operands
+
+
+def test_operands_name_the_bias_only_where_there_is_one():
+    assert mixer_of(LongShort()).operands == ("query", "key", "value", "padding")
+    both = mixer_of(LongShort(project_from="source"), bias="offset")
+    assert both.operands == ("query", "key", "value", "padding", "bias", "source")
 
 
 def test_order_and_default_ranks():

@@ -33,6 +33,12 @@ def test_in_words():
     )
 
 
+def test_a_bias_that_skips_padding_says_so():
+    spec = dataclasses.replace(SPEC, bias="offset", skips_padding=True)
+    assert "offset bias by existing keys" in str(spec)
+    assert "existing" not in str(dataclasses.replace(spec, skips_padding=False))
+
+
 def test_specs_are_values():
     assert dataclasses.replace(SPEC) == SPEC
     assert hash(SPEC) == hash(dataclasses.replace(SPEC))

@@ -1,0 +1,142 @@
+"""Biases by head and offset s - t, as sequences of 2 T - 1 values: what T x T biases cost, without their T x T.
+
+T5 (Raffel et al., 2020, section 2.1) reads the value of an offset from a table of buckets; ALiBi (Press et al.,
+2022, equation 1) multiplies it by a slope of the head.
+"""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor, nn
+
+from remixer.mixers.precision import at_least_float32
+
+
+class OffsetBias(nn.Module, abc.ABC):
+    """What is added to the score of a query t and a key s that depends on the head and s - t only."""
+
+    @abc.abstractmethod
+    def forward(self, tokens: int, table: Tensor | None = None) -> Tensor:
+        """The bias of all offsets that so many tokens have.
+
+        Args:
+            tokens: T.
+            table: the parameter that holds the values, where there is one; it stays where its model has it.
+
+        Returns:
+            (H, 2 T - 1), the offsets running from 1 - T to T - 1.
+        """
+
+    @abc.abstractmethod
+    def reference(self, tokens: int, table: Tensor | None = None) -> Tensor:
+        """`forward`, one head and offset at a time."""
+
+
+class TableBias(OffsetBias):
+    """factor * table[place of the head and offset], constant beyond the first and the last offset that has one.
+
+    Args:
+        places: (H, offsets) int64, where in the flattened table the value of each head and offset stands.
+        first: the offset of the first place.
+        factor: on the table's values.
+    """
+
+    places: Tensor
+
+    def __init__(self, places: Tensor, first: int, factor: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("places", places)
+        self.first = first
+        self.factor = factor
+
+    def forward(self, tokens: int, table: Tensor | None = None) -> Tensor:
+        """See OffsetBias.forward."""
+        assert table is not None
+        offset = torch.arange(1 - tokens, tokens, device=self.places.device)
+        places = self.places[:, (offset - self.first).clamp(0, self.places.shape[1] - 1)]
+        values = table.flatten()[places]
+        return values if self.factor == 1.0 else values * self.factor
+
+    def reference(self, tokens: int, table: Tensor | None = None) -> Tensor:
+        """See OffsetBias.reference."""
+        assert table is not None
+        last, values = self.first + self.places.shape[1] - 1, table.reshape(-1)
+        rows = [
+            [values[row[min(max(offset, self.first), last) - self.first]] for offset in range(1 - tokens, tokens)]
+            for row in self.places.tolist()
+        ]
+        return torch.stack([torch.stack(row) for row in rows]) * self.factor
+
+    def extra_repr(self) -> str:
+        """For torch's printout."""
+        heads, offsets = self.places.shape
+        return f"heads={heads}, offsets={self.first}..{self.first + offsets - 1}, factor={self.factor:g}"
+
+
+class LinearBias(OffsetBias):
+    """before[h] * (s - t) for keys before the query, after[h] * (s - t) for those after it.
+
+    Args:
+        before: (H,).
+        after: (H,).
+    """
+
+    before: Tensor
+    after: Tensor
+
+    def __init__(self, before: Tensor, after: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("before", before)
+        self.register_buffer("after", after)
+
+    def forward(self, tokens: int, table: Tensor | None = None) -> Tensor:
+        """See OffsetBias.forward."""
+        dtype = at_least_float32(self.before.dtype)
+        offset = torch.arange(1 - tokens, tokens, device=self.before.device).to(dtype)
+        before, after = self.before.to(dtype)[:, None], self.after.to(dtype)[:, None]
+        return before * offset.clamp(max=0.0) + after * offset.clamp(min=0.0)
+
+    def reference(self, tokens: int, table: Tensor | None = None) -> Tensor:
+        """See OffsetBias.reference."""
+        pairs = zip(self.before, self.after, strict=True)
+        rows = [
+            [(before if offset < 0 else after) * offset for offset in range(1 - tokens, tokens)]
+            for before, after in pairs
+        ]
+        return torch.stack([torch.stack(row) for row in rows])
+
+    def extra_repr(self) -> str:
+        """For torch's printout."""
+        return f"heads={len(self.before)}"
+
+
+def bias_at(bias: Tensor, offset: Tensor, tokens: int) -> Tensor:
+    """A sequence of biases, (H, 2 T - 1), at offsets s - t of any shape: (H, *shape).
+
+    Offsets that so many tokens don't have give some value: they are of keys that don't exist.
+    """
+    return bias[:, (offset + tokens - 1).clamp(0, 2 * tokens - 2)]
+
+
+def existing_places(exist: Tensor) -> Tensor:
+    """(B, T) bool to int64: how many keys before each token exist, up to itself."""
+    return exist.long().cumsum(1)
+
+
+def dense_bias(bias: Tensor, tokens: int, exist: Tensor | None = None) -> Tensor:
+    """The bias of every pair of tokens.
+
+    Args:
+        bias: (H, 2 T - 1).
+        tokens: T.
+        exist: (B, T) bool, if offsets count only keys that exist.
+
+    Returns:
+        (B or 1, H, T, T).
+    """
+    if exist is None:
+        return bias.unfold(1, tokens, 1).flip(1)[None]
+    place = existing_places(exist)
+    return bias_at(bias, place[:, None] - place[..., None], tokens).transpose(0, 1)

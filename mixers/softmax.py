@@ -36,6 +36,8 @@ def allowed_keys(
     allowed = None
     if spec.causal or spec.windowed:
         offset = torch.arange(keys, device=device) - torch.arange(queries, device=device)[:, None]
+        if spec.alignment == "end":
+            offset = offset - (keys - queries)
         left, right = spec.window
         if spec.causal:
             allowed = offset <= 0
@@ -46,6 +48,7 @@ def allowed_keys(
             allowed = near if allowed is None else allowed & near
     if padding is not None:
         exist = padding[:, None, None, :]
+        exist = exist & padding[:, None, :, None] if spec.pads_queries else exist
         allowed = exist if allowed is None else allowed & exist
     return allowed
 
@@ -172,7 +175,8 @@ class Softmax(Mixer):
             return attend_by_offset(query, key, value, bias, padding, spec=spec, dropout=dropout)
         if bias is not None:
             return attend(query, key, value, bias, spec=spec, dropout=dropout)
-        if spec.causal and not spec.windowed and padding is None:
+        plain = spec.causal and not spec.windowed and padding is None
+        if plain and spec.alignment == "start":
             return attend(query, key, value, None, spec=spec, causal=True, dropout=dropout)
         mask = allowed_keys(spec, query.shape[2], key.shape[2], padding, query.device)
         if mask is not None and spec.dead_rows != "zero":
@@ -202,9 +206,13 @@ class Softmax(Mixer):
         rows = []
         for b in range(B):
             for t in range(T):
-                first = 0 if left is None else max(0, t - left)
-                last = t if spec.causal else S - 1 if right is None else min(S - 1, t + right)
+                place = t + S - T if spec.alignment == "end" else t
+                first = 0 if left is None else max(0, place - left)
+                last = S - 1 if right is None else min(S - 1, place + right)
+                last = min(S - 1, place) if spec.causal else last
                 seen = [s for s in range(first, last + 1) if padding is None or bool(padding[b, s])]
+                if spec.pads_queries and padding is not None and not padding[b, t]:
+                    seen = []
                 if spec.bias == "dense":
                     seen = list(range(S))
                 elif not seen and spec.dead_rows == "mean":

@@ -9,6 +9,8 @@ import torch
 
 Bias = Literal["none", "offset", "dense"]
 DeadRows = Literal["zero", "mean", "all"]
+Alignment = Literal["start", "end"]
+ALIGNMENTS: tuple[Alignment, ...] = ("start", "end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +27,14 @@ class AttentionSpec:
         window: (left, right), how many tokens before and after itself a query sees; None is unbounded.
             A causal attention has right = 0 or None.
         padding: a (B, S) operand says which keys exist.
+        pads_queries: queries that don't exist see no key; only where T = S.
         bias: "none", "offset" (one value per head and offset s - t) or "dense" (anything else).
         skips_padding: offsets of the bias count only the keys that exist, as positions from cumsum(mask) do.
         softcap: c in c * tanh(scores / c), or None.
         dropout: probability with which attention weights are dropped in training.
         cross: keys come from another sequence than queries; T and S are independent.
+        alignment: whether the first query and key stand at the same place or, as with keys kept from earlier
+            calls, the last ones. Causality and window go by it where T is not S.
         dead_rows: what a query gives that may see no key: "zero"; the "mean" of all values, which is what
             masks made of the lowest number do; or attention over "all" keys, which is what -10,000 does.
         source_dim: C, width of the hidden state that the key projection reads, or None if there is no one
@@ -45,11 +50,13 @@ class AttentionSpec:
     causal: bool = False
     window: tuple[int | None, int | None] = (None, None)
     padding: bool = False
+    pads_queries: bool = False
     bias: Bias = "none"
     skips_padding: bool = False
     softcap: float | None = None
     dropout: float = 0.0
     cross: bool = False
+    alignment: Alignment = "start"
     dead_rows: DeadRows = "zero"
     source_dim: int | None = None
     dtype: torch.dtype = torch.float32
@@ -74,10 +81,13 @@ class AttentionSpec:
         """
         heads = f"{self.heads} heads" if self.groups == 1 else f"{self.heads} heads on {self.kv_heads}"
         size = f"{self.head_dim}" if self.head_dim == self.value_dim else f"{self.head_dim}/{self.value_dim}"
-        words = [
-            f"{heads} of {size}",
-            "cross" if self.cross else "causal" if self.causal else "bidirectional",
-        ]
+        words = [f"{heads} of {size}"]
+        if self.cross:
+            words.append("cross")
+        if self.causal or not self.cross:
+            words.append("causal" if self.causal else "bidirectional")
+        if self.alignment == "end":
+            words.append("aligned at the end")
         left, right = self.window
         if self.windowed:
             seen = [f"{left} before" if left is not None else "all before"]
@@ -85,7 +95,7 @@ class AttentionSpec:
                 seen.append(f"{right} after" if right is not None else "all after")
             words.append("window " + ", ".join(seen))
         if self.padding:
-            words.append("padding")
+            words.append("padding of keys and queries" if self.pads_queries else "padding")
         if self.bias != "none":
             words.append(f"{self.bias} bias" + (" by existing keys" if self.skips_padding else ""))
         if self.softcap is not None:

@@ -40,6 +40,10 @@ class NotTriedError(Exception):
     """The mask can't be run on inputs of our choice; the message says why."""
 
 
+class TooLongError(NotTriedError):
+    """The mask fails at a length; at a shorter one it may not."""
+
+
 def sizes_of(program: Program, batch: int, length: int, lengths: Iterable[Size] = ()) -> dict[sympy.Symbol, int]:
     """A value for every symbol: the batch, and lengths of which no two are the same.
 
@@ -58,7 +62,8 @@ def sizes_of(program: Program, batch: int, length: int, lengths: Iterable[Size] 
         sizes: dict[sympy.Symbol, int] = dict.fromkeys([*program.batch, *program.length], batch)
         for index, symbol in enumerate(sorted(tokens | rest, key=str)):
             smallest, largest = program.limits.get(symbol, (1, None))
-            size = max(smallest, (length + 7 * index) * factor)
+            # By other numbers from trial to trial: a shift by a fixed number is no alignment at the end.
+            size = max(smallest, (length + (7 + length % 5) * index) * factor)
             sizes[symbol] = size if largest is None else min(size, largest)
         moving = [size for size in lengths if expression(size).free_symbols]
         if all(evaluate(size, sizes) >= length for size in moving):
@@ -68,26 +73,28 @@ def sizes_of(program: Program, batch: int, length: int, lengths: Iterable[Size] 
     raise NotTriedError(f"the lengths {wanted} don't grow with the inputs")
 
 
-def trial_sizes(
-    program: Program, slicer: Slicer, mask: fx.Node, lengths: tuple[Size, Size]
-) -> Iterator[dict[sympy.Symbol, int]]:
-    """Sizes for each trial: some short ones, and one longer than any window that the slice's constants allow.
+def trial_sizes(program: Program, lengths: tuple[Size, Size]) -> Iterator[dict[sympy.Symbol, int]]:
+    """Sizes for each of the usual trials, which are short."""
+    for batch, length in _BASE:
+        yield sizes_of(program, batch, length, lengths)
+
+
+def longer_trial(program: Program, slicer: Slicer, mask: fx.Node, lengths: tuple[Size, Size]) -> int | None:
+    """A length longer than any window that a mask's constants allow, or None where the usual trials are.
 
     Raises:
         NotTriedError: a constant is too large to try, and inputs may be longer than it.
     """
-    for batch, length in _BASE:
-        yield sizes_of(program, batch, length, lengths)
     longest = longest_window(slicer, mask)
     moving = [size for size in lengths if expression(size).free_symbols]
     if longest <= 41 or not moving:
-        return
-    sizes = sizes_of(program, 1, longest + 16, lengths) if longest <= LONGEST else None
-    if sizes is None:
-        sizes = sizes_of(program, 1, LONGEST + 1, lengths)
-        if all(evaluate(size, sizes) > LONGEST for size in moving):
-            raise NotTriedError(f"the mask holds the constant {longest}, too long a window to be tried")
-    yield sizes
+        return None
+    if longest <= LONGEST:
+        return longest + 16
+    sizes = sizes_of(program, 1, LONGEST + 1, lengths)
+    if all(evaluate(size, sizes) > LONGEST for size in moving):
+        raise NotTriedError(f"the mask holds the constant {longest}, too long a window to be tried")
+    return LONGEST + 1
 
 
 def padding_pattern(index: int, rows: int, keys: int) -> Tensor:
@@ -119,7 +126,10 @@ def longest_window(slicer: Slicer, mask: fx.Node) -> int:
             found += _of_table(slicer, node)
             continue
         name = getattr(node.target, "__name__", "").split(".")[0].strip("_")
-        if name == "mul" or isinstance(node.meta.get("val"), torch.SymInt):
+        size = node.meta.get("val")
+        if isinstance(size, torch.SymInt):  # such as S - T - 70, where a band ends
+            found.append(abs(math.ceil(expression(size).as_coeff_Add()[0])))
+        if name == "mul" or isinstance(size, torch.SymInt):
             continue
         flat: list[object] = []
         map_aggregate((node.args, tuple(node.kwargs.values())), flat.append)

@@ -64,6 +64,14 @@ BOOLEAN = {
         lambda T, keep, m: causal(T, keep, m) & keep[:, None, None, :],
         {"padding": True, "causal": True},
     ),
+    "padding of queries too": (
+        lambda T, keep, m: keep[:, None, None, :] & keep[:, None, :, None],
+        {"padding": True, "pads_queries": True, "dead_rows": "zero"},
+    ),
+    "causal and padding of queries too": (
+        lambda T, keep, m: causal(T, keep, m) & keep[:, None, None, :] & keep[:, None, :, None],
+        {"padding": True, "pads_queries": True, "causal": True},
+    ),
     "window and padding": (
         lambda T, keep, m: (offsets(T).abs() <= 3) & keep[:, None, None, :],
         {"padding": True, "window": (3, 3)},
@@ -174,43 +182,9 @@ def test_sequence_first_inputs_are_not_taken_for_a_batch(recognised):
     assert site.spec.window == (12, 12)
 
 
-def table_bias(T, keep, model):
-    distance = offsets(T).abs().clamp(max=15)
-    return model.table(distance).permute(2, 0, 1)[None]
-
-
-def test_a_table_by_offset_is_an_offset_bias(one_attention, recognised, padded):
-    model = one_attention(table_bias)
-    model.table = nn.Embedding(16, 2)
-    nn.init.zeros_(model.table.weight)  # a table at zero looks like no bias; it is randomised for the trials
-    result, sites = recognised(model)
-    check(result, sites, model, padded(), bias="offset")
-
-
-def test_a_table_by_offset_with_padding(one_attention, recognised, padded):
-    hidden = lambda keep: additive(~keep[:, None, None, :], -1e4)  # noqa: E731
-    model = one_attention(lambda T, keep, m: table_bias(T, keep, m) + hidden(keep))
-    model.table = nn.Embedding(16, 2)
-    result, sites = recognised(model)
-    check(result, sites, model, padded(), bias="offset", padding=True)
-
-
-def test_a_table_by_position_is_a_dense_bias(one_attention, recognised, padded):
-    model = one_attention(lambda T, keep, m: m.table(torch.arange(T))[None, None].expand(1, 1, T, 16)[..., :T])
-    model.table = nn.Embedding(16, 16)
-    _, (site,) = recognised(model, {"x": torch.randn(2, 9, 16), "keep": torch.ones(2, 9)})
-    assert site.spec.bias == "dense"
-
-
-def test_a_bias_that_scales_with_the_length_is_dense(one_attention, recognised, padded):
-    model = one_attention(lambda T, keep, m: -(offsets(T).abs() / T)[None, None])
-    result, sites = recognised(model)
-    check(result, sites, model, padded(), bias="dense")
-
-
 REFUSED = {
     "a mask given as it is": (lambda T, keep, m: keep, "is not known|depends on the values of input"),
-    "padding of queries too": (
+    "padding of queries too, which see themselves": (
         lambda T, keep, m: keep[:, None, None, :] & keep[:, None, :, None] | torch.eye(T, dtype=torch.bool),
         "no causal, window and padding explain the mask",
     ),
@@ -244,6 +218,116 @@ def test_masks_that_are_not_understood_stay_as_they_are(name, one_attention, rec
     assert_close(small.graph_module(**inputs), model(**inputs))
 
 
+def test_what_padded_queries_give_follows_the_number_that_hides(one_attention, recognised, padded):
+    def mask(T, keep, model):
+        both = keep[:, None, None, :] & keep[:, None, :, None]
+        return additive(~both, LOWEST)
+
+    model, inputs = one_attention(mask), padded()
+    result, sites = recognised(model)
+    check(result, sites, model, inputs, padding=True, pads_queries=True, dead_rows="mean")
+    assert "padding of keys and queries" in str(sites[0].spec)
+
+
+@pytest.mark.parametrize(("alignment", "diagonal"), [("start", lambda T, S: 0), ("end", lambda T, S: S - T)])
+@pytest.mark.parametrize("left", [None, 70])
+def test_causal_with_fewer_queries_than_keys(alignment, diagonal, left, recognised):
+    class Two(nn.Module):
+        def forward(self, x, memory):
+            T, S = x.shape[1], memory.shape[1]
+            query, key = (each.unflatten(-1, (2, 8)).transpose(1, 2) for each in (x, memory))
+            mask = torch.ones(T, S, dtype=torch.bool).tril(diagonal(T, S))
+            if left is not None:
+                mask = mask.triu(diagonal(T, S) - left)
+            return F.scaled_dot_product_attention(query, key, key, attn_mask=mask)
+
+    inputs = {"x": torch.randn(2, 5, 16), "memory": torch.randn(2, 9, 16)}
+    model = Two()
+    result, sites = recognised(model, inputs)
+    spec = sites[0].spec
+    assert (spec.cross, spec.causal, spec.window, spec.alignment) == (True, True, (left, 0), alignment)
+    check(result, sites, model, inputs)
+    for T, S in ((1, 7), (6, 6), (90, 100)):
+        other = {"x": torch.randn(2, T, 16), "memory": torch.randn(2, S, 16)}
+        assert_close(result.graph_module(**other), model(**other))
+
+
+def by_segment(T, ids, model):
+    return (ids[:, :, None] == ids[:, None, :])[:, None]
+
+
+def by_restart(T, ids, model):
+    document = (ids.diff(dim=1, prepend=ids[:, :1] - 1) != 1).cumsum(1)
+    return (document[:, :, None] == document[:, None, :])[:, None]
+
+
+PACKED = {
+    "segments": by_segment,
+    "segments, 0 is padding": lambda T, ids, m: by_segment(T, ids, m) & (ids != 0)[:, None, None, :],
+    "segments, as a number": lambda T, ids, m: additive(~by_segment(T, ids, m), -1e9),
+    "causal segments": lambda T, ids, m: by_segment(T, ids, m) & causal(T, ids, m),
+    "positions that start again": by_restart,
+    "positions that start again, causal": lambda T, ids, m: by_restart(T, ids, m) & causal(T, ids, m),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_documents_are_kept_apart(name, one_attention, recognised):
+    """0 and 1, as padding has them, would look like padding of keys and queries."""
+    model = one_attention(PACKED[name])
+    ids = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 3, 3]] * 2)
+    if "positions" in name:
+        ids = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 0, 1]] * 2)
+    inputs = {"x": torch.randn(2, 9, 16), "keep": ids}
+    result, (site,) = recognised(model, inputs)
+    assert site.spec.bias == "dense"
+    assert site.record.note == (
+        "its mask depends on the values of input 'keep', which tell apart the documents that are packed into one row"
+    )
+    small = replacement(Selection.of({"*": SoftmaxConfig()}))(result.program)
+    assert_close(small.graph_module(**inputs), model(**inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32])
+def test_numbers_that_say_what_exists_are_no_documents(dtype, one_attention, recognised, padded):
+    for mask in (
+        lambda T, keep, m: (keep != 0)[:, None, None, :] & (keep != 0)[:, None, :, None],
+        lambda T, keep, m: (keep == 1)[:, None, None, :] & (keep == 1)[:, None, :, None],
+        lambda T, keep, m: (1.0 - keep[:, None, None, :].float()) * LOWEST,
+    ):
+        _, (site,) = recognised(one_attention(mask), padded(dtype))
+        assert site.record.note == ""
+        assert site.spec.padding
+
+
+def test_a_mask_that_each_layer_makes_anew_is_read_once(one_attention, recognised, padded, monkeypatch):
+    from remixer.passes import classify_masks
+
+    read = []
+    understand = classify_masks.understand
+    monkeypatch.setattr(classify_masks, "understand", lambda *given: read.append(1) or understand(*given))
+
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            both = lambda T, keep, m: causal(T, keep, m) & keep[:, None, None, :]  # noqa: E731
+            other = lambda T, keep, m: (offsets(T).abs() < 5) & keep[:, None, None, :]  # noqa: E731
+            self.layers = nn.ModuleList(one_attention(mask) for mask in (both, other, both, other))
+            self.mask = True
+
+        def forward(self, x, keep):
+            for layer in self.layers:
+                x = layer(x, keep)
+            return x
+
+    model, inputs = Several(), padded()
+    result, sites = recognised(model)
+    assert [site.spec.causal for site in sites] == [True, False, True, False]
+    assert [site.spec.window for site in sites] == [(None, 0), (4, 4)] * 2
+    assert len(read) == 2
+    assert_close(result.graph_module(**inputs), model(**inputs))
+
+
 def test_a_mask_that_depends_on_the_data(one_attention, recognised, padded):
     class Sparse(nn.Module):
         def __init__(self):
@@ -273,4 +357,4 @@ def test_any_band_with_padding_is_fitted_exactly(left, right, pad):
         seen = band & existing[:, None, None, :] if pad else band[None, None]
         trials.append(Trial(seen, existing if pad else None, T, T))
     form = fit(trials, aligned=True)
-    assert (form.left, form.right, form.padding, form.bias) == (left, right, pad, "none")
+    assert (form.left, form.right, form.padding, form.biased) == (left, right, pad, False)

@@ -29,9 +29,12 @@ def test_no_mask_at_all():
     assert fit([trial(torch.zeros(4, 4)), Trial(torch.ones(1, 1, 1, 9).bool(), None, 9, 9)], aligned=True) == MaskForm()
 
 
-def test_queries_and_keys_that_are_not_aligned_have_no_band():
-    with pytest.raises(NoFitError, match="of 5 queries, query 0 of row 0 may not see key 1"):
-        fit([trial(offsets(5) <= 0)], aligned=False)
+def test_queries_and_keys_that_are_not_aligned_have_one_band_at_all_lengths():
+    with pytest.raises(NoFitError, match="of 5 queries, query 0 of row 0 may see key 1"):
+        fit(
+            [trial(torch.arange(7) <= torch.arange(5)[:, None] * 2 + 1), trial(torch.ones(3, 9).tril() > 0)],
+            aligned=False,
+        )
 
 
 def test_a_band_that_only_some_lengths_have():
@@ -50,22 +53,37 @@ def test_a_mask_that_hides_everything():
         fit([trial(torch.zeros(4, 4, dtype=torch.bool))], aligned=True)
 
 
-def test_biases():
+def test_whether_there_is_a_bias():
     near = (-offsets(9).abs()).float()
-    assert fit([trial(near)], aligned=True).bias == "offset"
-    assert fit([trial(near + additive(offsets(9) <= 0))], aligned=True).bias == "offset"
-    assert fit([trial(torch.randn(9, 9))], aligned=True).bias == "dense"
-    assert fit([trial(near), trial(near * 2)], aligned=True).bias == "dense"  # differs from trial to trial
-    assert fit([trial(near[:5, :5]), trial(near)], aligned=True).bias == "offset"
-    assert fit([trial(torch.randn(5, 9))], aligned=False).bias == "dense"
+    assert fit([trial(near)], aligned=True).biased
+    assert fit([trial(near + additive(offsets(9) <= 0))], aligned=True) == MaskForm(right=0, biased=True)
+    assert fit([trial(torch.randn(5, 9))], aligned=False).biased
+    assert not fit([trial(additive(offsets(9) <= 0, -1e4))], aligned=True).biased
 
 
-def test_a_bias_by_offset_has_to_hold_in_every_row_of_the_batch():
-    near = (-offsets(9).abs()).float()
-    rows = torch.stack([near, near * 2])[:, None]
-    assert fit([Trial(rows, None, 9, 9)], aligned=True).bias == "dense"
-    heads = torch.stack([near, near * 2])[None]
-    assert fit([Trial(heads, None, 9, 9)], aligned=True).bias == "offset"
+@pytest.mark.parametrize(("alignment", "shift"), [("start", 0), ("end", 4)])
+def test_fewer_queries_than_keys(alignment, shift):
+    def at(T, S):
+        offset = torch.arange(S) - torch.arange(T)[:, None] - (shift and S - T)
+        return trial((offset <= 0) & (offset >= -2))
+
+    form = fit([at(5, 9), at(7, 12)], aligned=False)
+    assert form == MaskForm(left=2, right=0, alignment=alignment)
+    assert str(fit([at(3, 3)], aligned=True).alignment) == "start"
+    with pytest.raises(NoFitError):  # one length can't tell a fixed shift from an alignment, two can
+        fit([at(5, 9), trial(torch.arange(12) - torch.arange(7)[:, None] - 1 <= 0)], aligned=False)
+
+
+def test_padding_of_queries_too():
+    exist = torch.tensor([[True, True, False, True, False]])
+    both = exist[:, None, None] & exist[:, None, :, None]
+    whole = Trial(torch.ones(1, 1, 5, 5).bool(), torch.ones(1, 5).bool(), 5, 5)
+    assert fit([whole, Trial(both, exist, 5, 5)], aligned=True) == MaskForm(padding=True, pads_queries=True)
+    keys = fit([whole, Trial(exist[:, None, None].expand(1, 1, 5, 5), exist, 5, 5)], aligned=True)
+    assert keys == MaskForm(padding=True)
+    for wrong in (both | torch.eye(5, dtype=torch.bool), exist[:, None, :, None].expand(1, 1, 5, 5)):
+        with pytest.raises(NoFitError):
+            fit([whole, Trial(wrong, exist, 5, 5)], aligned=True)
 
 
 @pytest.mark.parametrize(("number", "dtype", "expected"), [

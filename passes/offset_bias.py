@@ -1,0 +1,180 @@
+"""Reading a mask's bias as a value per head and offset: from a table, or linear in the offset.
+
+Softmax doesn't see a number that is added to a whole row, so a bias is read up to one: ALiBi is often written as
+slope * s in place of slope * (s - t).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from remixer.mixers.offset_bias import LinearBias, OffsetBias, TableBias, dense_bias
+from remixer.passes.mask_fit import MaskForm, NoFitError, expected_in
+from remixer.passes.mask_trials import MaskRunner, Padding, Trial
+
+# Lengths at which a table is read, until the bias is the same at all offsets beyond a quarter of one.
+TOKENS = (512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class FoundOffsets:
+    """A bias by offset.
+
+    Attributes:
+        bias: gives its values.
+        table: the parameter that they are read from, if they are.
+        skips_padding: offsets count only keys that exist.
+    """
+
+    bias: OffsetBias
+    table: fx.Node | None = None
+    skips_padding: bool = False
+
+
+def read_offsets(runner: MaskRunner, padding: Padding | None, form: MaskForm, heads: int) -> FoundOffsets:
+    """The bias of a mask as one by offset, exact on every trial.
+
+    Args:
+        runner: of the mask.
+        padding: that it reads, or None.
+        form: what else it means.
+        heads: H.
+
+    Raises:
+        NoFitError: it is none; the message says why.
+        NotTriedError: the mask can't be run at a length that this needs.
+    """
+    # A model in half precision is read as it is meant; one that rounds some of its numbers means that.
+    widen = runner.mask.meta["val"].dtype != torch.float32
+    trials = list(runner.trials(padding, longest=False, widen=widen))
+    parameters = [
+        node
+        for node in runner.slicer.between([runner.mask], [])
+        if node.op == "get_attr" and str(node.target) in runner.parameters
+    ]
+    if len(parameters) > 1:
+        names = ", ".join(sorted(str(node.target) for node in parameters))
+        raise NoFitError(f"its bias is computed from several parameters, {names}")
+    found: list[FoundOffsets] = []
+    if parameters:
+        (table,) = parameters
+        found.append(FoundOffsets(_table(runner, padding, form, table, heads), table))
+        random = runner.parameters[str(table.target)].float()
+    else:
+        trials.append(runner.long_trial(TOKENS[0], padding, widen=widen))
+        slopes = _slopes(trials[-1], form, heads)
+        found += [FoundOffsets(slopes), FoundOffsets(slopes, skips_padding=True)]
+        random = None
+    for one in found:
+        if all(_agrees(trial, form, one, random) for trial in trials):
+            return one
+    if not parameters and not widen:
+        trials = list(runner.trials(padding, longest=False, widen=True))
+        trials.append(runner.long_trial(TOKENS[0], padding, widen=True))
+        slopes = _slopes(trials[-1], form, heads)
+        for skips in (False, True):
+            if all(_agrees(trial, form, FoundOffsets(slopes, skips_padding=skips), None) for trial in trials):
+                raise NoFitError("its bias is linear in the offset, but rounded to half precision in between")
+    said = "has no one value per head and offset" if parameters else "is not linear in the offset"
+    raise NoFitError(f"its bias {said}")
+
+
+def _table(runner: MaskRunner, padding: Padding | None, form: MaskForm, table: fx.Node, heads: int) -> TableBias:
+    """Where in a table the value of each head and offset stands: what its bias is if it holds its own places."""
+    name = str(table.target)
+    unread = NoFitError(f"its bias is not read from the table {name}, one entry for each head and offset")
+    places = torch.arange(runner.parameters[name].numel(), dtype=torch.float32)
+    places = places.view(runner.parameters[name].shape)
+    ones = runner.long_trial(2, padding, parameters={name: torch.ones_like(places)}, widen=True)
+    factors = _values(ones)[:, :, expected_in(ones, form)[0, 0]].unique()
+    if len(factors) != 1 or not factors.item():
+        raise unread
+    for tokens in TOKENS:
+        trial = runner.long_trial(tokens, padding, parameters={name: places}, widen=True)
+        values, first = _by_offset(trial, form)
+        found = (values / factors.item()).round().long().expand(heads, -1)
+        if (found < 0).any() or (found >= places.numel()).any():
+            raise unread
+        bias = TableBias(found, first, float(factors))
+        if not _agrees(trial, form, FoundOffsets(bias, table), places):
+            raise unread
+        settled = _settled(bias, trial.keys, form, places.numel())
+        if settled is not None:
+            return settled
+        if trial.keys < tokens:  # no sequence is longer: all its offsets were met
+            return bias
+    raise NoFitError(f"its bias may still change beyond an offset of {TOKENS[-1] // 4}")
+
+
+def _by_offset(trial: Trial, form: MaskForm) -> tuple[Tensor, int]:
+    """(H, offsets) values of the offsets that may be seen, and the first of these; from two rows of the mask."""
+    values, last = _values(trial)[0], trial.keys - 1
+    first = -last if form.left is None else max(-last, -form.left)
+    final = last if form.right is None else min(last, form.right)
+    both = torch.cat([values[:, last], values[:, 0, 1:]], 1)  # offsets -last..0, then 1..last
+    return both[:, first + last : final + last + 1], first
+
+
+def _settled(bias: TableBias, tokens: int, form: MaskForm, entries: int) -> TableBias | None:
+    """The bias without the offsets at either end that are all alike, if it doesn't change any more there.
+
+    Where a window ends, no offset is left to change. Otherwise the values must be the same from a quarter of
+    the tokens on, and the table must hold nothing more that a longer distance could read: one entry for each
+    head may be left over, as T5's bucket of distance 0 in the second half is.
+    """
+    places = bias.places
+    differs = (places != places[:, :1]).any(0)
+    start = int(differs.long().argmax()) - 1 if differs.any() else places.shape[1] - 1
+    end = places.shape[1] - 1 - int((places != places[:, -1:]).any(0).flip(0).long().argmax()) + 1
+    end = max(start, min(end, places.shape[1] - 1))
+    changes = max(
+        0 if form.left is not None else -(bias.first + start), 0 if form.right is not None else bias.first + end
+    )
+    whole = form.left is not None and form.right is not None
+    if changes > tokens // 4 or (entries - len(places.unique()) > len(places) and not (whole and changes == 0)):
+        return None
+    return TableBias(places[:, start : end + 1].clone(), bias.first + start, bias.factor)
+
+
+def _slopes(trial: Trial, form: MaskForm, heads: int) -> LinearBias:
+    """What the bias grows by from key to key, before and after the query."""
+    values, last = _values(trial)[0].double(), trial.keys - 1
+    before = last if form.left is None else min(last, form.left)
+    after = last if form.right is None else min(last, form.right)
+    sides = (values[:, last, last - before :], values[:, 0, : after + 1])
+    return LinearBias(*(_slope(side).float().expand(heads).clone() for side in sides))
+
+
+def _slope(values: Tensor) -> Tensor:
+    """(H, n) values that may be linear to (H,): the slope over all, or that of two neighbours, if the same.
+
+    Slopes are often exact between neighbours near 0, where the numbers are small.
+    """
+    if values.shape[1] == 1:
+        return torch.zeros_like(values[:, 0])
+    over_all = (values[:, -1] - values[:, 0]) / (values.shape[1] - 1)
+    steps = values.diff(dim=1)
+    nearest = steps.gather(1, values[:, 1:].abs().argmin(1, keepdim=True))[:, 0]
+    same = (nearest - over_all).abs() <= 4 * torch.finfo(torch.float32).eps * over_all.abs()
+    return torch.where(same, nearest, over_all)
+
+
+def _values(trial: Trial) -> Tensor:
+    """The mask as (B or 1, H or 1, T, S)."""
+    return trial.mask.expand(*trial.mask.shape[:2], trial.queries, trial.keys)
+
+
+def _agrees(trial: Trial, form: MaskForm, found: FoundOffsets, table: Tensor | None) -> bool:
+    """Whether a trial's bias is the one found, up to a number for each row, wherever keys are seen."""
+    allowed = expected_in(trial, form)
+    values = torch.where(allowed, _values(trial), 0.0)
+    sequence = found.bias(trial.keys, table)
+    bias = dense_bias(sequence, trial.keys, trial.existing if found.skips_padding else None)
+    difference = values - bias
+    lowest = torch.where(allowed, difference, torch.inf).amin(-1)
+    highest = torch.where(allowed, difference, -torch.inf).amax(-1)
+    spread = (highest - lowest).clamp(min=0.0).amax()  # rows that see nothing: -inf
+    return float(spread) <= 4 * torch.finfo(torch.float32).eps * max(1.0, float(values.abs().max()))

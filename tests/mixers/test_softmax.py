@@ -67,3 +67,44 @@ def test_it_is_the_fused_operator():
     query, key, value = operands(7, 7)
     exact = F.scaled_dot_product_attention(query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), scale=0.4)
     assert_close(Softmax(SPEC)(query, key, value), exact)
+
+
+@pytest.mark.parametrize("changes", [
+    {"causal": True, "alignment": "end", "cross": True},
+    {"causal": True, "alignment": "start", "cross": True},
+    {"window": (3, 1), "alignment": "end", "cross": True},
+    {"causal": True, "window": (2, 0), "alignment": "end", "cross": True, "dead_rows": "mean"},
+])  # fmt: skip
+def test_more_keys_than_queries_or_fewer(changes):
+    mixer = Softmax(dataclasses.replace(SPEC, **changes))
+    for T, S in ((5, 9), (9, 5), (6, 6)):
+        inputs = operands(T, S)
+        assert_close(mixer(*inputs), mixer.reference(*inputs))
+        padding = torch.arange(S)[None] >= torch.tensor([[2], [0]])
+        assert_close(mixer(*inputs, padding=padding), mixer.reference(*inputs, padding=padding))
+
+
+def test_the_last_query_stands_with_the_last_key():
+    start, end = (
+        Softmax(dataclasses.replace(SPEC, causal=True, cross=True, alignment=side)) for side in ("start", "end")
+    )
+    query, key, value = operands(3, 8)
+    whole = Softmax(dataclasses.replace(SPEC, causal=True))
+    long = torch.cat([torch.zeros(2, 4, 5, 8, dtype=torch.float64), query], 2)
+    assert_close(end(query, key, value), whole(long, key, value)[:, :, 5:])
+    assert_close(start(query, key, value), whole(query, key[:, :, :3], value[:, :, :3]))
+
+
+@pytest.mark.parametrize("dead_rows", ["zero", "mean", "all"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_queries_that_do_not_exist_see_nothing(dead_rows, causal):
+    changes = {"padding": True, "pads_queries": True, "dead_rows": dead_rows, "causal": causal}
+    mixer, inputs = Softmax(dataclasses.replace(SPEC, **changes)), operands(7, 7)
+    padding = torch.arange(7)[None] < torch.tensor([[4], [7]])
+    out = mixer(*inputs, padding=padding)
+    assert_close(out, mixer.reference(*inputs, padding=padding))
+    if dead_rows == "zero":
+        assert float(out[0, :, 4:].abs().max()) == 0.0
+    served = Softmax(dataclasses.replace(mixer.spec, pads_queries=False))(*inputs, padding=padding)
+    assert_close(out.transpose(1, 2), served.transpose(1, 2), where=padding)
+    assert float((out - served).abs().max()) > 1e-3

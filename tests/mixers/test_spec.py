@@ -39,6 +39,20 @@ def test_a_bias_that_skips_padding_says_so():
     assert "existing" not in str(dataclasses.replace(spec, skips_padding=False))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cross": True}, "64, cross, scale"),
+        ({"cross": True, "causal": True}, "64, cross, causal, scale"),
+        ({"cross": True, "causal": True, "alignment": "end"}, "64, cross, causal, aligned at the end, scale"),
+        ({"causal": True}, "64, causal, scale"),
+        ({"padding": True, "pads_queries": True}, "64, bidirectional, padding of keys and queries, scale"),
+    ],
+)
+def test_sequences_in_words(changes, words):
+    assert words in str(dataclasses.replace(SPEC, **changes))
+
+
 def test_specs_are_values():
     assert dataclasses.replace(SPEC) == SPEC
     assert hash(SPEC) == hash(dataclasses.replace(SPEC))

@@ -50,10 +50,9 @@ def latent(config: Any) -> list[Attention]:
 
 
 def differential(config: Any) -> list[Attention]:
-    """Differential attention: pairs of heads share the values of both, which sdpa reads in two calls."""
-    sizes = (16, 16) if config._attn_implementation == "sdpa" else (32,)
-    one = [attention(config, kv_heads=4, value_dim=size, causal=True, padding=True) for size in sizes]
-    return one * config.num_hidden_layers
+    """Differential attention: pairs of heads share the values of both, which are read in two calls."""
+    one = attention(config, kv_heads=config.num_attention_heads, causal=True, padding=True)
+    return [one] * (2 * config.num_hidden_layers)
 
 
 FAMILIES = (
@@ -96,7 +95,7 @@ FAMILIES = (
     llama_like("llama of four key heads", "Llama", num_key_value_heads=4),
     Family("llama without padding", "LlamaConfig", "LlamaModel", GROUPED, layers(causal=True), "text alone"),
     Family("mistral", "MistralConfig", "MistralModel", {**GROUPED, "sliding_window": 8},
-           causal(window=always_sliding), quick=True),
+           causal(window=always_sliding)),
     llama_like("mistral without window", "Mistral", sliding_window=None),
     Family("ministral", "MinistralConfig", "MinistralModel", {**SHAPED, **SLIDING}, causal(window=sliding)),
     llama_like("mixtral", "Mixtral", **EXPERTS),
@@ -162,11 +161,8 @@ FAMILIES = (
     Family("roberta decoder", "RobertaConfig", "RobertaForCausalLM", {**TINY, "is_decoder": True}, causal()),
     Family("bert decoder", "BertConfig", "BertLMHeadModel", {**TINY, "is_decoder": True}, causal()),
     Family("diffllama", "DiffLlamaConfig", "DiffLlamaModel", GROUPED, differential),
-    Family("doge", "DogeConfig", "DogeModel", GROUPED, layers(causal=True, bias="dense")),
+    Family("doge", "DogeConfig", "DogeModel", GROUPED, layers(bias="dense")),
     Family("lfm2", "Lfm2Config", "Lfm2Model",
            {**GROUPED, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
            lambda config: [attention(config, causal=True, padding=True)]),
-    Family("recurrent-gemma", "RecurrentGemmaConfig", "RecurrentGemmaModel",
-           {**GROUPED, "attention_window_size": 8, "block_types": ["recurrent", "attention"]},
-           lambda config: [attention(config, causal=True, padding=True, window=(config.attention_window_size, 0))]),
 )  # fmt: skip

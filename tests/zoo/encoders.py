@@ -70,7 +70,7 @@ FAMILIES = (
            layers(padding=True)),
     Family("convbert", "ConvBertConfig", "ConvBertModel", {**TINY, "embedding_size": 64},
            layers(padding=True, heads=2, kv_heads=2, head_dim=16)),
-    Family("mpnet", "MPNetConfig", "MPNetModel", TINY, layers(padding=True, bias="offset"), quick=True),
+    Family("mpnet", "MPNetConfig", "MPNetModel", TINY, layers(padding=True, bias="offset")),
     Family("modernbert", "ModernBertConfig", "ModernBertModel",
            {**TINY, "num_hidden_layers": 3, "local_attention": 8, "cls_token_id": 1, "sep_token_id": 2,
             "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},

@@ -108,7 +108,8 @@ def attention(config: Any, layer: int = 0, **given: Any) -> Attention:
     said = {name: value(config, layer) if callable(value) else value for name, value in given.items()}
     heads = said.setdefault("heads", getattr(config, "num_attention_heads", 0))
     said.setdefault("kv_heads", getattr(config, "num_key_value_heads", None) or heads)
-    size = said.setdefault("head_dim", getattr(config, "head_dim", None) or config.hidden_size // heads)
+    size = said.get("head_dim") or getattr(config, "head_dim", None) or config.hidden_size // heads
+    said["head_dim"] = size
     said.setdefault("value_dim", size)
     said.setdefault("scale", size**-0.5)
     return Attention(**said)

@@ -85,19 +85,6 @@ def image(model: nn.Module, size: Size) -> Example:
     return Example({"pixel_values": numbers(size.rows, 3, PIXELS, PIXELS)})
 
 
-def image_in_patches(model: nn.Module, size: Size) -> Example:
-    """Images of different shapes as rows of patches."""
-    mask = existing(Size(size.rows, 16, size.side if size.side == "none" else "right"))
-    return Example(
-        {
-            "pixel_values": numbers(size.rows, 16, 3 * 8 * 8),
-            "pixel_attention_mask": mask,
-            "spatial_shapes": torch.tensor([[4, 4]] * size.rows),
-        },
-        {16: mask.bool()},
-    )
-
-
 def video(model: nn.Module, size: Size) -> Example:
     return Example({"pixel_values": numbers(size.rows, 4, 3, PIXELS, PIXELS)})
 
@@ -156,7 +143,6 @@ KINDS: dict[str, Callable[[nn.Module, Size], Example]] = {
         text_with_polygons,
         text_to_text,
         image,
-        image_in_patches,
         video,
         waveform,
         spectrum,

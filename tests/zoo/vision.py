@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from family import Attention, Expected, Family, attention, layers, together, unreadable
+from family import SCALED_QUERY, Attention, Expected, Family, attention, layers, together, unreadable
 
 IMAGE = {
     "hidden_size": 64,
@@ -100,28 +100,26 @@ FAMILIES = (
     tower("clip vision", "CLIP"),
     tower("siglip vision", "Siglip", vision_use_head=False),
     Family("siglip vision with pooling", "SiglipVisionConfig", "SiglipVisionModel", IMAGE,
-           together(layers(), lambda config: [attention(config, cross=True)]), "image"),
+           together(layers(), lambda config: [attention(config, cross=True, scale=SCALED_QUERY)]), "image"),
     tower("chinese-clip vision", "ChineseCLIP"),
     tower("altclip vision", "AltCLIP"),
     tower("blip vision", "Blip"),
     tower("aimv2 vision", "Aimv2", use_head=False),
     tower("mlcd vision", "MLCD"),
     tower("owlvit vision", "OwlViT"),
-    Family("siglip2 vision", "Siglip2VisionConfig", "Siglip2VisionModel",
-           {**IMAGE, "num_patches": 16, "vision_use_head": False}, layers(padding=True), "image in patches"),
-    Family("clip text", "CLIPTextConfig", "CLIPTextModel", TEXT, layers(causal=True, padding=True), quick=True),
+    Family("clip text", "CLIPTextConfig", "CLIPTextModel", TEXT, layers(causal=True, padding=True)),
     Family("siglip text", "SiglipTextConfig", "SiglipTextModel", {**TEXT, "projection_size": 32},
            layers(padding=True)),
-    Family("aimv2 text", "Aimv2TextConfig", "Aimv2TextModel", TEXT, layers(causal=True, padding=True)),
     Family("owlvit text", "OwlViTTextConfig", "OwlViTTextModel", TEXT, layers(causal=True, padding=True)),
     Family("blip text", "BlipTextConfig", "BlipTextModel", {**TEXT, "is_decoder": False}, layers(padding=True)),
     Family("clip", "CLIPConfig", "CLIPModel", {"text_config": TEXT, "vision_config": IMAGE, "projection_dim": 32},
            together(layers(part="vision_config"), layers(part="text_config", causal=True, padding=True)),
            "text and image"),
     Family("siglip", "SiglipConfig", "SiglipModel",
-           {"text_config": {**TEXT, "projection_size": 64}, "vision_config": {**IMAGE, "vision_use_head": False}},
-           together(layers(part="vision_config"), layers(part="text_config", padding=True)), "text and image"),
-    Family("vilt", "ViltConfig", "ViltModel", {**TEXT, **IMAGE}, layers(), "text and image"),
+           {"text_config": {**TEXT, "projection_size": 64}, "vision_config": IMAGE},
+           together(layers(part="vision_config"),
+                    lambda config: [attention(config.vision_config, cross=True, scale=SCALED_QUERY)],
+                    layers(part="text_config", padding=True)), "text and image"),
     Family("videomae", "VideoMAEConfig", "VideoMAEModel", {**IMAGE, "num_frames": 4}, layers(), "video"),
     Family("vivit", "VivitConfig", "VivitModel", {**IMAGE, "num_frames": 4, "tubelet_size": [2, 8, 8]}, layers(),
            "video"),

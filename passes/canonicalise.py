@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ import torch
 from torch import fx
 
 from remixer.passes.base import Pass
-from remixer.rewrite.editor import Editor
-from remixer.rewrite.effects import storages_of, written_storages
+from remixer.rewrite.editor import Edit, Editor
+from remixer.rewrite.effects import is_impure, storages_of, written_storages
 from remixer.rewrite.match import arguments
 from remixer.rewrite.program import shape_of
 
@@ -59,6 +60,42 @@ def _neutral(neutral: float) -> Callable[[fx.Node, fx.Node], bool]:
     return fold
 
 
+def _expand_as(node: fx.Node, operand: fx.Node) -> bool:
+    """An expansion that its readers would make by themselves: the other operand has the expanded shape already."""
+    return _same_shape(node, operand) or all(
+        user.target in _BROADCASTING
+        and any(other is not node and shape_of(other) == shape_of(node) for other in user.all_input_nodes)
+        for user in node.users
+    )
+
+
+def _minus(node: fx.Node, operand: fx.Node) -> bool:
+    """Minus nothing, or minus the largest score of every row, of which a softmax takes no notice."""
+    return _neutral(0)(node, operand) or (_is_own_maximum(node, operand) and _only_in_softmax(node))
+
+
+def _is_own_maximum(node: fx.Node, operand: fx.Node) -> bool:
+    other = arguments(node)["other"]
+    if not isinstance(other, fx.Node) or arguments(node)["alpha"] != 1:
+        return False
+    if other.target is operator.getitem and other.args[1] == 0 and isinstance(other.args[0], fx.Node):
+        other = other.args[0]
+    if other.target not in (aten.amax.default, aten.max.dim):
+        return False
+    given = arguments(other)
+    last = len(shape_of(operand) or ()) - 1
+    return given["self"] is operand and given["dim"] in (-1, last, [-1], [last]) and given["keepdim"] is True
+
+
+def _only_in_softmax(node: fx.Node) -> bool:
+    last = len(shape_of(node) or ()) - 1
+    return all(
+        (user.target in _SOFTMAXES and user.args[0] is node and arguments(user)["dim"] in (-1, last))
+        or (user.target is aten.to.dtype and _only_in_softmax(user))
+        for user in node.users
+    )
+
+
 FOLDS: dict[Any, Callable[[fx.Node, fx.Node], bool]] = {
     aten.to.dtype: _cast,
     aten.to.device: _cast,
@@ -67,13 +104,16 @@ FOLDS: dict[Any, Callable[[fx.Node, fx.Node], bool]] = {
     aten.type_as.default: _cast,
     aten.slice.Tensor: _slice,
     aten.expand.default: _same_shape,
-    aten.expand_as.default: _same_shape,
+    aten.expand_as.default: _expand_as,
     aten.alias.default: _identity,
     aten.add.Tensor: _neutral(0),
-    aten.sub.Tensor: _neutral(0),
+    aten.sub.Tensor: _minus,
     aten.mul.Tensor: _neutral(1),
     aten.div.Tensor: _neutral(1),
 }
+# Operators that broadcast their operands, and take the place of none of them.
+_BROADCASTING = (aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.ScalarSelf, aten.where.ScalarOther)
+_SOFTMAXES = (aten.softmax.int, aten._softmax.default)
 _COPIES = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 
 
@@ -97,5 +137,20 @@ class Canonicalise(Pass):
             if changed and node.target in _COPIES and changed & (storages_of(node) | storages_of(operand)):
                 continue
             if fold(node, operand):
-                editor.replace(node, operand)
-                editor.erase(node)
+                _fold(editor, node, operand)
+
+
+def _fold(editor: Editor, node: fx.Node, operand: fx.Node) -> None:
+    """Have its readers read the operand; what only the node needed goes with it."""
+    if _same_shape(node, operand):
+        editor.replace(node, operand)
+    else:  # an expansion that its readers make by themselves
+        for user in list(node.users):
+            user.replace_input_with(node, operand)
+        editor.edits.append(Edit("replace", node.name))
+    unread = [node]
+    while unread:
+        gone = unread.pop()
+        operands = gone.all_input_nodes
+        editor.erase(gone)
+        unread += [one for one in operands if not one.users and one.op == "call_function" and not is_impure(one)]

@@ -10,7 +10,8 @@ import torch
 from torch import fx
 
 from remixer.mixers import AttentionSpec
-from remixer.passes.operands import grouped, heads_of, hidden_state, ungrouped
+from remixer.passes.layouts import heads_of, lifted, lifted_mask, lowered
+from remixer.passes.operands import grouped, hidden_state, ungrouped
 from remixer.passes.raise_attention import Reading, attention_dropout, raised
 from remixer.passes.sites import same_length
 from remixer.rewrite.editor import Editor
@@ -46,7 +47,7 @@ class FusedAttention(Rule):
         query, key, value = match["query"], ungrouped(match, "key"), ungrouped(match, "value")
         for name, operand in (("query", query), ("key", key), ("value", value)):
             shape = shape_of(operand) or ()
-            if len(shape) != 4 or not shape[3].is_Integer:
+            if not shape or not shape[-1].is_Integer:
                 return Miss(f"{name} has shape {shape}, expected (B, H, T, D) with a fixed D", operand)
         if not isinstance(given["scale"], (int, float, type(None))):
             return Miss("the scale is computed", node)
@@ -57,8 +58,8 @@ class FusedAttention(Rule):
             return kv_heads
         if heads_of(value) != kv_heads or heads % kv_heads:
             return Miss(f"{heads} query heads on {kv_heads} key and {heads_of(value)} value heads", node)
-        (_, _, T, D), (_, _, S, _), (_, _, _, E) = shape_of(query), shape_of(key), shape_of(value)  # type: ignore[misc]
-        cross = not same_length(query.meta["val"].shape[2], key.meta["val"].shape[2])
+        (T, D), S, E = shape_of(query)[-2:], shape_of(key)[-2], shape_of(value)[-1]  # type: ignore[index]
+        cross = not same_length(query.meta["val"].shape[-2], key.meta["val"].shape[-2])
         if given["is_causal"] and cross:
             return Miss(f"causal with {T} queries and {S} keys: which keys a query sees depends on the backend", node)
         dropout = attention_dropout(match, given["dropout_p"])
@@ -81,7 +82,19 @@ class FusedAttention(Rule):
     def rewrite(self, found: Reading, editor: Editor) -> fx.Node:
         """See Rule.rewrite."""
         assert found.key is not None
-        operands = {"query": found.query, "key": found.key, "value": found.value}
+        root, spec = found.match.root, found.spec
+        cuts = {"query": found.query, "key": found.key, "value": found.value}
+        heads = {"query": spec.heads, "key": spec.kv_heads, "value": spec.kv_heads}
+        operands = {name: lifted(cut, heads[name], editor, root) for name, cut in cuts.items()}
         if found.mask is not None:
-            operands["bias"] = found.mask
-        return raised(found.match, found.spec, editor, self.name, operands)
+            operands["bias"] = lifted_mask(found.mask, spec.heads, editor, root)
+        return raised(
+            found.match,
+            spec,
+            editor,
+            self.name,
+            operands,
+            cuts=cuts,
+            masks=() if found.mask is None else [found.mask],
+            layout=lambda mixed: lowered(mixed, root, editor, root),
+        )

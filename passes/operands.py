@@ -5,13 +5,13 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Any
 
-import sympy
 import torch
 from torch import fx, nn
 
+from remixer.passes.layouts import heads_of
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.effects import storages_of
-from remixer.rewrite.match import Match, Miss
+from remixer.rewrite.match import Match
 from remixer.rewrite.pattern import Pattern, Recorder
 from remixer.rewrite.program import shape_of
 
@@ -98,26 +98,6 @@ def untransposed(match: Match, editor: Editor) -> fx.Node:
     return key if _exchanged(match) else editor.call(aten.transpose.int, key, -1, -2, before=match.root)
 
 
-def heads_of(node: fx.Node) -> int | Miss:
-    """H of a (B, H, T, D) or a (B * H, T, D) operand; what is symbolic in a first dimension is the batch."""
-    shape = shape_of(node)
-    if shape is None or len(shape) not in (3, 4):
-        return Miss(f"{node.name} has shape {shape}, expected (B, H, T, D) or (B * H, T, D)", node)
-    if len(shape) == 4:
-        return int(shape[1]) if shape[1].is_Integer else Miss(f"the number of heads, {shape[1]}, is not fixed", node)
-    factor, symbols = sympy.sympify(shape[0]).as_coeff_Mul()
-    if not factor.is_Integer or not symbols.free_symbols:
-        return Miss(f"can't tell batch from heads in the first dimension, {shape[0]}", node)
-    return int(factor)
-
-
-def lifted(node: fx.Node, heads: int, editor: Editor, before: fx.Node) -> fx.Node:
-    """An operand as (B, H, T, D): one of three dimensions has its first split into batch and heads."""
-    if len(shape_of(node) or ()) == 4:
-        return node
-    return editor.call(aten.unflatten.int, node, 0, [-1, heads], before=before)
-
-
 def hidden_state(key: fx.Node, graph_module: fx.GraphModule) -> fx.Node | None:
     """The (B, S, C) tensor that a key's projection reads, if there is one such and it is an `nn.Linear`'s.
 
@@ -144,7 +124,9 @@ def hidden_state(key: fx.Node, graph_module: fx.GraphModule) -> fx.Node | None:
     state_shape: Any = shape_of(state)
     if state_shape is None or len(state_shape) != 3 or state_shape[1] != shape[-2]:
         return None
-    return state if state_shape[0] == shape[0] and state_shape[2].is_Integer else None
+    heads = heads_of(key)
+    batches = (state_shape[0], state_shape[0] * heads) if isinstance(heads, int) else (state_shape[0],)
+    return state if shape[0] in batches and state_shape[2].is_Integer else None
 
 
 def _reads_parameter(node: fx.Node, graph_module: fx.GraphModule) -> bool:

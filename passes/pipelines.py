@@ -7,6 +7,7 @@ from collections.abc import Callable
 from remixer.passes.base import Pipeline, Result
 from remixer.passes.canonicalise import Canonicalise
 from remixer.passes.classify_masks import ClassifyMasks
+from remixer.passes.einsum_to_matmul import EinsumToMatmul
 from remixer.passes.prove_sites import ProveSites
 from remixer.passes.recognise_attention import RULES, RecogniseAttention
 from remixer.passes.select import Selection
@@ -17,7 +18,7 @@ from remixer.rewrite.rule import Rule
 
 def recognition(rules: tuple[Rule, ...] = RULES, watch: Callable[[Result], None] | None = None) -> Pipeline:
     """From a captured program to one in which every attention that was understood is a proven site."""
-    return Pipeline((Canonicalise(), RecogniseAttention(rules), ClassifyMasks(), ProveSites()), watch)
+    return Pipeline((EinsumToMatmul(), Canonicalise(), RecogniseAttention(rules), ClassifyMasks(), ProveSites()), watch)
 
 
 def replacement(

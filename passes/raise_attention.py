@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from remixer.mixers import AttentionSpec, Softmax
-from remixer.passes.sites import SiteRecord
+from remixer.passes.sites import SiteRecord, sites_of, unique_name
 from remixer.rewrite.dropout import Dropout, DropoutProbability
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Match, module_path, source_line
@@ -79,7 +79,7 @@ def raised(
     cuts = cuts or {name: operands[name] for name in ("query", "key", "value")}
     made_from = masks if masks is not None else [operands[name] for name in ("bias",) if name in operands]
     node.meta["site"] = SiteRecord(
-        name=_unique(path or "attention", editor.graph),
+        name=unique_name(path or "attention", {site.name for site in sites_of(editor.program)}),
         rule=rule,
         source=source_line(root),
         kind=kind,
@@ -89,13 +89,3 @@ def raised(
         masks=tuple(term.name for term in made_from),
     )
     return last
-
-
-def _unique(name: str, graph: fx.Graph) -> str:
-    taken = {node.meta["site"].name for node in graph.nodes if "site" in node.meta}
-    if name not in taken:
-        return name
-    number = 1
-    while f"{name}[{number}]" in taken:
-        number += 1
-    return f"{name}[{number}]"

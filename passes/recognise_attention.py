@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
 from remixer.passes.base import Pass
 from remixer.passes.fused_attention import FusedAttention
-from remixer.passes.sites import sites_of
+from remixer.passes.scores import CASTS, RESHAPES
+from remixer.passes.sites import sites_of, unique_name
 from remixer.passes.softmax_attention import SoftmaxAttention
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Miss, module_path
-from remixer.rewrite.program import expression
+from remixer.rewrite.program import expression, shape_of
 from remixer.rewrite.rule import Rule, apply
 
 aten = torch.ops.aten
 RULES: tuple[Rule, ...] = (FusedAttention(), SoftmaxAttention())
-_SOFTMAXES = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
+SOFTMAXES = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
+_PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default}
+_LAYERS = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.layer_norm.default}
+_FAR = 64  # operators, of which no way to make weights of scores needs more
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,83 @@ class RecogniseAttention(Pass):
     def run(self, editor: Editor) -> None:
         """See Pass.run."""
         apply(self.rules, editor)
-        raised = _covered(editor)
-        told = {miss.site or (module_path(miss.node) if miss.node else "") for miss in editor.misses}
+        _follow_replaced(editor)
+        covered = _covered(editor)
+        told = {miss.anchor for miss in editor.misses}
         for node in editor.graph.nodes:
-            if node.target not in _SOFTMAXES or node in raised or module_path(node) in told:
+            if node in covered or node in told or not _pairwise(editor, node):
                 continue
-            if _pairwise(editor, node):
-                editor.miss(Miss("a softmax over pairs of tokens is in no product with values", node))
+            if node.target in SOFTMAXES:
+                found = _name_of(stop) if (stop := _behind(node)) else "nothing"
+                reason = f"a softmax over pairs of tokens is in no product with values: found {found} behind it"
+                editor.miss(Miss(reason, stop or node, anchor=node))
+            elif node.target in _PRODUCTS and (stop := _other_weights(node)):
+                reason = f"expected a softmax between two products, found {_name_of(stop)}"
+                editor.miss(Miss(reason, stop, anchor=node))
+        _name_misses(editor)
+
+
+def _follow_replaced(editor: Editor) -> None:
+    """An attention that reads another's result starts from the canonical form of that one."""
+    sites = sites_of(editor.program)
+    now = {site.record.original: site.record.result for site in sites}
+    for site in sites:
+        cuts = {name: now.get(cut, cut) for name, cut in site.record.cuts.items()}
+        site.node.meta["site"] = replace(site.record, cuts=cuts)
+
+
+def _name_misses(editor: Editor) -> None:
+    """Every missed attention under a name of its own, in the graph's order."""
+    order = {node: index for index, node in enumerate(editor.graph.nodes)}
+    taken = {site.name for site in sites_of(editor.program)}
+    names: dict[fx.Node, str] = {}
+    editor.misses.sort(key=lambda miss: order.get(miss.anchor, len(order)) if miss.anchor else len(order))
+    for index, miss in enumerate(editor.misses):
+        if miss.site or miss.anchor is None:
+            continue
+        if miss.anchor not in names:
+            names[miss.anchor] = unique_name(module_path(miss.anchor) or "attention", taken)
+            taken.add(names[miss.anchor])
+        editor.misses[index] = replace(miss, site=names[miss.anchor])
+
+
+def _behind(node: fx.Node) -> fx.Node | None:
+    """The first node that reads a value, but for casts, dropout and reshapes; None if only the output does."""
+    for user in node.users:
+        if user.op == "output":
+            continue
+        passes_on = user.op == "call_module" or user.target in (*CASTS, *RESHAPES)
+        return (_behind(user) or user) if passes_on else user
+    return None
+
+
+def _other_weights(scores: fx.Node) -> fx.Node | None:
+    """Where scores are made into weights by something else than a softmax: its first operator, or None.
+
+    That is so where they come to the left side of another product through operators without weights of their own.
+    """
+    seen: set[fx.Node] = set()
+    stack = [scores]
+    while stack:
+        for user in stack.pop().users:
+            if user in seen or user.op != "call_function":
+                continue
+            seen.add(user)
+            if user.target in SOFTMAXES or len(seen) > _FAR:
+                return None
+            if user.target in _PRODUCTS:
+                first = user.args[0]
+                if first in seen:
+                    return _behind(scores)
+                continue
+            if shape_of(user) is not None and user.target not in _LAYERS:
+                stack.append(user)
+    return None
+
+
+def _name_of(node: fx.Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return str(schema.name).replace("::", ".") if schema else str(node.target)
 
 
 def _covered(editor: Editor) -> set[fx.Node]:
@@ -54,7 +128,7 @@ def _covered(editor: Editor) -> set[fx.Node]:
 
 
 def _pairwise(editor: Editor, node: fx.Node) -> bool:
-    """Whether both of the last two dimensions of a softmax count tokens."""
+    """Whether both of the last two dimensions of a node count tokens."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.dim() < 3:
         return False

@@ -7,7 +7,8 @@ which can't be proven, or which nobody chose, goes back to what it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -80,6 +81,12 @@ def sites_of(program: Program) -> list[Site]:
             assert isinstance(mixer, Mixer)
             found.append(Site(node, mixer, node.meta["site"]))
     return found
+
+
+def unique_name(name: str, taken: Container[str]) -> str:
+    """The name of a site, with a number behind it if another has that name."""
+    candidates = itertools.chain([name], (f"{name}[{number}]" for number in itertools.count(1)))
+    return next(one for one in candidates if one not in taken)
 
 
 def named_nodes(graph: fx.Graph) -> dict[str, fx.Node]:

@@ -6,56 +6,27 @@ softmax and the values casts and dropout. What is read is softmax(softcap(scale 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
 from remixer.mixers import AttentionSpec
-from remixer.passes.operands import (
-    grouped,
-    heads_of,
-    hidden_state,
-    key_cut,
-    lifted,
-    transposed,
-    ungrouped,
-    untransposed,
-)
+from remixer.passes.layouts import heads_of, lifted, lowered, merges_heads
+from remixer.passes.operands import grouped, hidden_state, key_cut, transposed, ungrouped, untransposed
 from remixer.passes.raise_attention import Reading, attention_dropout, raised
+from remixer.passes.scores import CASTS, RESHAPES, read_scores, summed
 from remixer.passes.sites import same_length
 from remixer.rewrite.dropout import Dropout
 from remixer.rewrite.editor import Editor
-from remixer.rewrite.match import Match, Miss, arguments
+from remixer.rewrite.match import Match, Miss
 from remixer.rewrite.pattern import Pattern, Recorder
 from remixer.rewrite.program import shape_of
 from remixer.rewrite.rule import Rule
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
-_CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten.contiguous.default)
-
-
-@dataclass(frozen=True)
-class MaskTerm:
-    """Something added to the scores: a tensor, or a number wherever a condition says so."""
-
-    node: fx.Node
-    factor: float = 1.0
-    fill: Any = None
-    where: bool = True  # the condition's value at which `fill` applies
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What happens to Q K^T before the softmax."""
-
-    scale: float = 1.0
-    softcap: float | None = None
-    capped: bool = False  # tanh was met, its factor not yet
-    shifted: bool = False  # a number was added, which softmax doesn't see but tanh would
-    terms: tuple[MaskTerm, ...] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -66,7 +37,12 @@ class SoftmaxAttention(Rule):
 
     def pattern(self, p: Recorder) -> Pattern:
         """See Rule.pattern."""
-        scores = p.call(_PRODUCTS, p.tensor("query"), transposed(p, "key"), name="scores")
+        query, key = p.tensor("query"), transposed(p, "key")
+        scores = p.either(
+            "scores",
+            plain=p.call(_PRODUCTS, query, key),
+            added=p.call(aten.baddbmm.default, p.any(""), query, key, rest=True),
+        )
         logits = p.through(
             scores,
             [
@@ -74,7 +50,7 @@ class SoftmaxAttention(Rule):
                 p.step([aten.div.Tensor, aten.sub.Tensor, aten.tanh.default]),
                 p.step([aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf], 1, 2),
                 p.step([aten.masked_fill.Scalar, aten.masked_fill.Tensor]),
-                p.step(_CASTS),
+                p.step([*CASTS, *RESHAPES]),
             ],
             "before",
         )
@@ -82,24 +58,26 @@ class SoftmaxAttention(Rule):
             [aten.softmax.int, aten._softmax.default, aten._safe_softmax.default],
             logits, p.constant("dim"), rest=True, name="weights",
         )  # fmt: skip
-        dropped = p.through(weights, [p.step(Dropout), p.step(_CASTS)], "after")
+        dropped = p.through(weights, [p.step(Dropout), p.step([*CASTS, *RESHAPES])], "after")
         return p.call(_PRODUCTS, dropped, grouped(p, "value"))
 
     def check(self, match: Match) -> Any:
         """See Rule.check."""
-        rank = len(shape_of(match["scores"]) or ())
+        rank = len(shape_of(match["weights"]) or ())
         if match["dim"] % rank != rank - 1:
             return Miss(f"the softmax runs over dim {match['dim']}, expected the last", match["weights"])
         query, value = match["query"], ungrouped(match, "value")
-        heads, whole = heads_of(query), shape_of(match["scores"])
+        heads = heads_of(query)
         if isinstance(heads, Miss):
             return heads
-        assert whole is not None
         kv_heads = heads_of(key_cut(match))
         if isinstance(kv_heads, Miss):
             return kv_heads
         if heads_of(value) != kv_heads or heads % kv_heads:
             return Miss(f"{heads} query heads on {kv_heads} key and {heads_of(value)} value heads", match.root)
+        for taken in match.path("after"):
+            if taken.node.target in RESHAPES and not merges_heads(taken.node.all_input_nodes[0], taken.node):
+                return Miss("the weights are reshaped beyond splitting or merging batch and heads", taken.node)
         scores = read_scores(match)
         if isinstance(scores, Miss):
             return scores
@@ -135,11 +113,8 @@ class SoftmaxAttention(Rule):
             "key": lifted(untransposed(match, editor), spec.kv_heads, editor, root),
             "value": lifted(found.value, spec.kv_heads, editor, root),
         }
-        if (mask := _mask(found.mask, spec, editor, root)) is not None:
+        if (mask := summed(found.mask, spec.heads, editor, root)) is not None:
             operands["bias"] = mask
-
-        def flat(node: fx.Node) -> fx.Node:
-            return editor.call(aten.flatten.using_ints, node, 0, 1, before=root)
 
         return raised(
             match,
@@ -149,94 +124,5 @@ class SoftmaxAttention(Rule):
             operands,
             cuts=cuts,
             masks=[term.node for term in found.mask],
-            layout=flat if len(shape_of(found.query) or ()) == 3 else None,
+            layout=lambda mixed: lowered(mixed, root, editor, root),
         )
-
-
-def read_scores(match: Match) -> Scores | Miss:
-    """Fold the steps from the scores to the softmax into scale, softcap and mask terms."""
-    scores = Scores()
-    for taken in reversed(match.path("before")):
-        node = taken.node
-        if node.target in _CASTS:
-            continue
-        step = _step(scores, node, taken.operand)
-        if isinstance(step, Miss):
-            return step
-        scores = step
-    if scores.capped:
-        return Miss("a tanh on the scores is not followed by a factor: no softcap", match["weights"])
-    return scores
-
-
-def _step(scores: Scores, node: fx.Node, operand: int) -> Scores | Miss:
-    given = list(arguments(node).values())
-    name = node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
-    if name in ("mul", "div"):
-        factor = given[1 - operand]
-        if isinstance(factor, fx.Node) or (name == "div" and len(given) > 2 and given[2] is not None):
-            return Miss("the scores are multiplied by a tensor", node)
-        return _scaled(scores, float(factor) if name == "mul" else 1.0 / float(factor), node)
-    if scores.capped:
-        return Miss(f"expected the softcap's factor after tanh, found {name}", node)
-    if name == "tanh":
-        if scores.terms or scores.shifted or scores.softcap is not None:
-            return Miss("a softcap after the mask", node)
-        return replace(scores, capped=True)
-    if name in ("add", "sub"):
-        other, alpha = given[1 - operand], float(given[2]) * (1.0 if name == "add" else -1.0)
-        if not isinstance(other, fx.Node):
-            return replace(scores, shifted=True)
-        if operand == 1 and alpha != 1.0:
-            return Miss("the scores are scaled by alpha of an add", node)
-        return replace(scores, terms=(*scores.terms, MaskTerm(other, alpha)))
-    if name == "where":
-        term = MaskTerm(given[0], fill=given[3 - operand], where=operand == 2)
-    else:
-        term = MaskTerm(given[1], fill=given[2])
-    return replace(scores, terms=(*scores.terms, term))
-
-
-def _scaled(scores: Scores, factor: float, node: fx.Node) -> Scores | Miss:
-    if scores.capped:  # c * tanh(s / c * QK): the scale inside times c is the scale of QK
-        return replace(scores, capped=False, softcap=factor, scale=scores.scale * factor)
-    if scores.softcap is not None:
-        return Miss("the scores are scaled after their softcap", node)
-    if any(term.fill is not None for term in scores.terms):
-        return Miss("the scores are scaled after entries were filled in", node)
-    terms = tuple(replace(term, factor=term.factor * factor) for term in scores.terms)
-    return replace(scores, scale=scores.scale * factor, terms=terms)
-
-
-def _mask(terms: tuple[MaskTerm, ...], spec: AttentionSpec, editor: Editor, before: fx.Node) -> fx.Node | None:
-    """One tensor to add to the scores, in front of a node; None where nothing is added."""
-    total: fx.Node | None = None
-    for term in terms:
-        node = _broadcastable(term.node, spec, editor, before)
-        if term.fill is not None:
-            node = _filled(node, term, editor, before)
-        elif term.factor != 1.0:
-            node = editor.call(aten.mul.Tensor, node, term.factor, before=before)
-        total = node if total is None else editor.call(aten.add.Tensor, total, node, before=before)
-    return total
-
-
-def _filled(condition: fx.Node, term: MaskTerm, editor: Editor, before: fx.Node) -> fx.Node:
-    fill = term.fill
-    if isinstance(fill, fx.Node):
-        if term.where:
-            return editor.call(aten.where.ScalarOther, condition, fill, 0.0, before=before)
-        return editor.call(aten.where.ScalarSelf, condition, 0.0, fill, before=before)
-    args = (float(fill), 0.0) if term.where else (0.0, float(fill))
-    return editor.call(aten.where.Scalar, condition, *args, before=before)
-
-
-def _broadcastable(node: fx.Node, spec: AttentionSpec, editor: Editor, before: fx.Node) -> fx.Node:
-    """A mask for (B * H, T, S) scores, made to fit (B, H, T, S) ones."""
-    shape = shape_of(node)
-    if shape is None or len(shape) != 3:
-        return node
-    heads = heads_of(node)
-    if isinstance(heads, int) and heads == spec.heads:
-        return editor.call(aten.unflatten.int, node, 0, [-1, heads], before=before)
-    return editor.call(aten.unsqueeze.default, node, 1, before=before) if spec.heads == 1 else node

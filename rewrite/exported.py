@@ -53,7 +53,7 @@ def program_of(
         _unite_batch(graph_module.graph)
     batch, length = input_symbols(graph_module.graph)
     limits = {
-        symbol: (int(span.lower), int(span.upper) if span.upper.is_Integer else None)
+        symbol: (int(span.lower) if span.lower.is_Integer else 0, int(span.upper) if span.upper.is_Integer else None)
         for symbol, span in exported.range_constraints.items()
     }
     static = _static_dimensions(graph_module.graph, asked or call)

@@ -30,12 +30,21 @@ def source_line(node: fx.Node) -> str:
 
 @dataclass(frozen=True)
 class Miss:
-    """Why something was not rewritten: a sentence, and the node where it stopped."""
+    """Why something was not rewritten.
+
+    Attributes:
+        reason: a sentence.
+        node: where it stopped.
+        rule: that was tried.
+        site: name of what was not rewritten.
+        anchor: the node that it is known by, such as the softmax of an attention.
+    """
 
     reason: str
     node: fx.Node | None = None
     rule: str = ""
     site: str = ""
+    anchor: fx.Node | None = None
 
     def __str__(self) -> str:
         if self.node is None:

@@ -145,10 +145,12 @@ class Matcher:
                 continue
             given = list(arguments(value).values())
             for operand in step.operands:
-                if operand < len(given) and isinstance(given[operand], fx.Node):
+                came = given[operand] if operand < len(given) else None
+                came = came[0] if isinstance(came, (list, tuple)) and came else came
+                if isinstance(came, fx.Node):
                     further = match._with(inner=(value,))
                     taken = (*path, Taken(value, operand))
-                    for result in self._through(pattern, given[operand], further, taken, hopeless):
+                    for result in self._through(pattern, came, further, taken, hopeless):
                         reached = True
                         yield result
         if not reached:

@@ -62,7 +62,10 @@ class Either(Pattern):
 
 @dataclass(frozen=True)
 class Step:
-    """An operator that a chain may lead through, and the operands that the chain may come in by."""
+    """An operator that a chain may lead through, and the operands that the chain may come in by.
+
+    By an operand that is a list, as those of `cat`, the chain comes in as its first item.
+    """
 
     targets: tuple[Target, ...]
     operands: tuple[int, ...] = (0,)

@@ -69,8 +69,9 @@ def apply(rules: Sequence[Rule], editor: Editor) -> None:
                 misses = []
                 break
             reached = match if isinstance(match, Match) else matcher.reached()
-            if isinstance(match, Match) or (rule.anchor and reached and rule.anchor in reached.values):
-                misses.append(Miss(found.reason, found.node or node, rule.name))
+            anchor = reached.values.get(rule.anchor) if reached else None
+            if isinstance(match, Match) or anchor is not None:
+                misses.append(Miss(found.reason, found.node or node, rule.name, anchor=anchor or node))
         for miss in misses:
             editor.miss(miss)
 

@@ -1,0 +1,145 @@
+"""What stands between Q K^T and the softmax, folded into a scale, a softcap and mask terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from remixer.passes.layouts import lifted_mask, merges_heads
+from remixer.rewrite.constants import number_of
+from remixer.rewrite.editor import Editor
+from remixer.rewrite.match import Match, Miss, arguments
+
+aten = torch.ops.aten
+CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten.contiguous.default)
+RESHAPES = (
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+)
+
+
+@dataclass(frozen=True)
+class MaskTerm:
+    """Something added to the scores: a tensor, or a number wherever a condition says so."""
+
+    node: fx.Node
+    factor: float = 1.0
+    fill: Any = None
+    where: bool = True  # the condition's value at which `fill` applies
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What happens to Q K^T before the softmax."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+    capped: bool = False  # tanh was met, its factor not yet
+    shifted: bool = False  # a number was added, which softmax doesn't see but tanh would
+    terms: tuple[MaskTerm, ...] = field(default=())
+
+
+def read_scores(match: Match) -> Scores | Miss:
+    """Fold the steps from the product to the softmax into scale, softcap and mask terms."""
+    scores = _product(match)
+    if isinstance(scores, Miss):
+        return scores
+    for taken in reversed(match.path("before")):
+        node = taken.node
+        if node.target in CASTS:
+            continue
+        if node.target in RESHAPES:
+            if not merges_heads(node.all_input_nodes[0], node):
+                return Miss("the scores are reshaped beyond splitting or merging batch and heads", node)
+            continue
+        step = _step(scores, node, taken.operand, match.graph_module)
+        if isinstance(step, Miss):
+            return step
+        scores = step
+    if scores.capped:
+        return Miss("a tanh on the scores is not followed by a factor: no softcap", match["weights"])
+    return scores
+
+
+def _product(match: Match) -> Scores | Miss:
+    """The scores as the product leaves them: baddbmm scales and adds by itself."""
+    node: fx.Node = match["scores"]
+    if node.target is not aten.baddbmm.default:
+        return Scores()
+    given = arguments(node)
+    beta, alpha = given["beta"], given["alpha"]
+    if isinstance(beta, fx.Node) or isinstance(alpha, fx.Node):
+        return Miss("the scores are scaled by a tensor", node)
+    # What beta = 0 takes no part of may be uninitialised memory.
+    terms = () if beta == 0 else (MaskTerm(given["self"], float(beta)),)
+    return Scores(scale=float(alpha), terms=terms)
+
+
+def _step(scores: Scores, node: fx.Node, operand: int, graph_module: fx.GraphModule) -> Scores | Miss:
+    given = list(arguments(node).values())
+    name = node.target._schema.name.removeprefix("aten::").rstrip("_")  # type: ignore[union-attr]
+    if name in ("mul", "div"):
+        factor = number_of(given[1 - operand], graph_module)
+        if factor is None or (name == "div" and len(given) > 2 and given[2] is not None):
+            return Miss("the scores are multiplied by a tensor", node)
+        return _scaled(scores, factor if name == "mul" else 1.0 / factor, node)
+    if scores.capped:
+        return Miss(f"expected the softcap's factor after tanh, found {name}", node)
+    if name == "tanh":
+        if scores.terms or scores.shifted or scores.softcap is not None:
+            return Miss("a softcap after the mask", node)
+        return replace(scores, capped=True)
+    if name in ("add", "sub"):
+        other, alpha = given[1 - operand], float(given[2]) * (1.0 if name == "add" else -1.0)
+        if not isinstance(other, fx.Node):
+            return replace(scores, shifted=True)
+        if operand == 1 and alpha != 1.0:
+            return Miss("the scores are scaled by alpha of an add", node)
+        return replace(scores, terms=(*scores.terms, MaskTerm(other, alpha)))
+    if name == "where":
+        term = MaskTerm(given[0], fill=given[3 - operand], where=operand == 2)
+    else:
+        term = MaskTerm(given[1], fill=given[2])
+    return replace(scores, terms=(*scores.terms, term))
+
+
+def _scaled(scores: Scores, factor: float, node: fx.Node) -> Scores | Miss:
+    if scores.capped:  # c * tanh(s / c * QK): the scale inside times c is the scale of QK
+        return replace(scores, capped=False, softcap=factor, scale=scores.scale * factor)
+    if scores.softcap is not None:
+        return Miss("the scores are scaled after their softcap", node)
+    if any(term.fill is not None for term in scores.terms):
+        return Miss("the scores are scaled after entries were filled in", node)
+    terms = tuple(replace(term, factor=term.factor * factor) for term in scores.terms)
+    return replace(scores, scale=scores.scale * factor, terms=terms)
+
+
+def summed(terms: tuple[MaskTerm, ...], heads: int, editor: Editor, before: fx.Node) -> fx.Node | None:
+    """One tensor to add to the scores, in front of a node; None where nothing is added."""
+    total: fx.Node | None = None
+    for term in terms:
+        node = lifted_mask(term.node, heads, editor, before)
+        if term.fill is not None:
+            node = _filled(node, term, editor, before)
+        elif term.factor != 1.0:
+            node = editor.call(aten.mul.Tensor, node, term.factor, before=before)
+        total = node if total is None else editor.call(aten.add.Tensor, total, node, before=before)
+    return total
+
+
+def _filled(condition: fx.Node, term: MaskTerm, editor: Editor, before: fx.Node) -> fx.Node:
+    fill = term.fill
+    if isinstance(fill, fx.Node):
+        if term.where:
+            return editor.call(aten.where.ScalarOther, condition, fill, 0.0, before=before)
+        return editor.call(aten.where.ScalarSelf, condition, 0.0, fill, before=before)
+    args = (float(fill), 0.0) if term.where else (0.0, float(fill))
+    return editor.call(aten.where.Scalar, condition, *args, before=before)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from family import SCALED_QUERY, Family, Window, layers, nothing, unreadable
+from family import SCALED_QUERY, Attention, Family, Window, attention, layers, nothing, unreadable
 
 TINY = {
     "vocab_size": 100,
@@ -23,6 +23,13 @@ def both_sides(config: Any, layer: int) -> Window:
     """The window of a local layer of ModernBERT: half before, half after."""
     half = config.local_attention // 2
     return (half, half) if config.layer_types[layer] == "sliding_attention" else (None, None)
+
+
+def two_streams(config: Any) -> list[Attention]:
+    """LiLT: words and layout have attentions of their own, each adding the other's scores; the last one of layout
+    is in no output."""
+    shared = [Attention(kept="also read")] * 2
+    return [*shared * (config.num_hidden_layers - 1), attention(config, bias="dense")]
 
 
 def bert_like(name: str, prefix: str, quick: bool = False, **options: Any) -> Family:
@@ -80,7 +87,7 @@ FAMILIES = (
     Family("layoutlm", "LayoutLMConfig", "LayoutLMModel", {**TINY, "max_2d_position_embeddings": 64},
            layers(padding=True), "text with boxes"),
     Family("lilt", "LiltConfig", "LiltModel", {**TINY, "hidden_size": 96, "max_2d_position_embeddings": 64},
-           layers(bias="dense"), "text with boxes"),
+           two_streams, "text with boxes"),
     Family("bros", "BrosConfig", "BrosModel", TINY, layers(bias="dense"), "text with polygons"),
     Family("tapas", "TapasConfig", "TapasModel", {**TINY, "type_vocab_sizes": [3, 9, 9, 2, 9, 9, 10]},
            layers(padding=True)),

@@ -98,6 +98,12 @@ def waveform(model: nn.Module, size: Size) -> Example:
     return Example(kwargs, {length: model._get_feature_vector_attention_mask(length, mask).bool()})
 
 
+def long_waveform_to_text(model: nn.Module, size: Size) -> Example:
+    """Sound as samples, of which each token takes hundreds, text out."""
+    sound = numbers(size.rows, 384 * (size.length + 2) + 127)
+    return Example({"input_values": sound, "decoder_input_ids": tokens(size.rows, size.length // 2 + 2)})
+
+
 def spectrum(model: nn.Module, size: Size) -> Example:
     """Sound as frames (B, T, bands) of any length."""
     frames = 4 * (size.length + 2)
@@ -145,6 +151,7 @@ KINDS: dict[str, Callable[[nn.Module, Size], Example]] = {
         image,
         video,
         waveform,
+        long_waveform_to_text,
         spectrum,
         spectrum_to_text,
         fixed_spectrum,

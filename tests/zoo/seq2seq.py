@@ -73,7 +73,7 @@ def gemma_stacks(config: Any) -> list[Attention]:
 
 
 def prophet_stacks(config: Any) -> list[Attention]:
-    """ProphetNet: the decoder's main stream has scores by position beside Q K^T; its others see two keys of each token."""
+    """ProphetNet: the decoder's main stream adds scores by position to Q K^T; the others see two keys a token."""
     own = {"heads": 4, "scale": SCALED_QUERY}
     found = [attention(config, padding=True, **own)] * config.num_encoder_layers
     cross = attention(config, padding=True, cross=True, **own)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -33,24 +33,62 @@ def allowed_keys(
     Returns:
         Bool, broadcastable to (B, 1, T, S), or None where every query sees every key.
     """
-    allowed = None
-    if spec.causal or spec.windowed:
-        offset = torch.arange(keys, device=device) - torch.arange(queries, device=device)[:, None]
-        if spec.alignment == "end":
-            offset = offset - (keys - queries)
-        left, right = spec.window
-        if spec.causal:
-            allowed = offset <= 0
-        elif right is not None:
-            allowed = offset <= right
-        if left is not None:
-            near = offset >= -left
-            allowed = near if allowed is None else allowed & near
-    if padding is not None:
-        exist = padding[:, None, None, :]
-        exist = exist & padding[:, None, :, None] if spec.pads_queries else exist
-        allowed = exist if allowed is None else allowed & exist
-    return allowed
+    near, exist = near_keys(spec, queries, keys, device), existing_keys(spec, padding)
+    return near if exist is None else exist if near is None else near & exist
+
+
+def near_keys(spec: AttentionSpec, queries: int, keys: int, device: torch.device) -> Tensor | None:
+    """Which keys each query may see by causality and window: (T, S) bool, or None for all."""
+    if not (spec.causal or spec.windowed):
+        return None
+    offset = torch.arange(keys, device=device) - torch.arange(queries, device=device)[:, None]
+    if spec.alignment == "end":
+        offset = offset - (keys - queries)
+    left, right = spec.window
+    near = None
+    if spec.causal:
+        near = offset <= 0
+    elif right is not None:
+        near = offset <= right
+    if left is not None:
+        before = offset >= -left
+        near = before if near is None else near & before
+    return near
+
+
+def existing_keys(spec: AttentionSpec, padding: Tensor | None) -> Tensor | None:
+    """Which keys each query may see by padding: bool, broadcastable to (B, 1, T, S), or None for all."""
+    if padding is None:
+        return None
+    exist = padding[:, None, None, :]
+    return exist & padding[:, None, :, None] if spec.pads_queries else exist
+
+
+def added_mask(spec: AttentionSpec, queries: int, keys: int, padding: Tensor | None, like: Tensor) -> Tensor | None:
+    """0 for the keys that each query may see, and for others a number that makes dead rows what they are.
+
+    Args:
+        spec: says what they are.
+        queries: T.
+        keys: S.
+        padding: (B, S) bool, or None.
+        like: gives dtype and device.
+
+    Returns:
+        Broadcastable to (B, 1, T, S), or None where every query sees every key.
+    """
+    near, exist = near_keys(spec, queries, keys, like.device), existing_keys(spec, padding)
+    seen = torch.zeros((), dtype=like.dtype, device=like.device)
+    hidden = HIDING if spec.dead_rows == "all" else torch.finfo(like.dtype).min
+    if spec.dead_rows in ("past", "once") and near is not None and exist is not None:
+        padded = torch.where(exist, seen, hidden)
+        if spec.dead_rows == "once":
+            return torch.where(near, padded, padded + hidden)
+        past = near_keys(replace(spec, window=(None, spec.window[1])), queries, keys, like.device)
+        padded = torch.where(near, padded, padded + hidden)
+        return padded if past is None else torch.where(past, padded, -torch.inf)
+    allowed = near if exist is None else exist if near is None else near & exist
+    return None if allowed is None else torch.where(allowed, seen, hidden)
 
 
 def attend(
@@ -120,11 +158,11 @@ def attend_by_offset(
         (B, H, T, E).
     """
     T = query.shape[2]
-    allowed = allowed_keys(spec, T, T, padding, query.device)
+    allowed, hiding = allowed_keys(spec, T, T, padding, query.device), added_mask(spec, T, T, padding, query)
     mask = dense_bias(bias, T, padding if spec.skips_padding else None).to(query.dtype)
-    if allowed is None:
+    if allowed is None or hiding is None:
         return attend(query, key, value, mask, spec=spec, dropout=dropout)
-    hidden = mask + HIDING if spec.dead_rows == "all" else torch.full_like(mask, torch.finfo(mask.dtype).min)
+    hidden = mask + hiding if spec.dead_rows == "all" else hiding
     mixed = attend(query, key, value, torch.where(allowed, mask, hidden), spec=spec, dropout=dropout)
     return mixed.masked_fill(~allowed.any(-1, keepdim=True), 0.0) if spec.dead_rows == "zero" else mixed
 
@@ -178,10 +216,8 @@ class Softmax(Mixer):
         plain = spec.causal and not spec.windowed and padding is None
         if plain and spec.alignment == "start":
             return attend(query, key, value, None, spec=spec, causal=True, dropout=dropout)
-        mask = allowed_keys(spec, query.shape[2], key.shape[2], padding, query.device)
-        if mask is not None and spec.dead_rows != "zero":
-            seen = torch.zeros((), dtype=query.dtype, device=query.device)
-            mask = torch.where(mask, seen, torch.finfo(query.dtype).min if spec.dead_rows == "mean" else HIDING)
+        make = (spec, query.shape[2], key.shape[2], padding)
+        mask = allowed_keys(*make, query.device) if spec.dead_rows == "zero" else added_mask(*make, query)
         return attend(query, key, value, mask, spec=spec, dropout=dropout)
 
     def reference(
@@ -217,6 +253,14 @@ class Softmax(Mixer):
                     seen = list(range(S))
                 elif not seen and spec.dead_rows == "mean":
                     rows.append(value[b].mean(1))
+                    continue
+                elif not seen and spec.dead_rows in ("past", "once"):
+                    near, past = range(first, last + 1), range(last + 1)
+                    exists = [padding is None or bool(padding[b, s]) for s in range(S)]
+                    gone = spec.pads_queries and padding is not None and not padding[b, t]
+                    once = [s for s in range(S) if (s in near) != (exists[s] and not gone)]
+                    once = [s for s in once if s in past] if spec.dead_rows == "past" else once
+                    rows.append(value[b, :, once].mean(1))
                     continue
                 elif not seen and spec.dead_rows == "all":
                     seen = list(range(S))

@@ -74,7 +74,7 @@ def fit(trials: Sequence[Trial], *, aligned: bool) -> MaskForm:
             forms.append(replace(band, padding=True, pads_queries=True))
     for form in forms:
         if all(_explains(trial, form) for trial in trials):
-            return replace(form, biased=any(map(_biased, trials)), dead_rows=_dead_rows(trials))
+            return replace(form, biased=any(map(_biased, trials)), dead_rows=_dead_rows(trials, form))
     likely = forms[1]
     raise NoFitError(_contradiction(next(trial for trial in trials if not _explains(trial, likely)), likely))
 
@@ -112,7 +112,7 @@ def expected_in(trial: Trial, form: MaskForm) -> Tensor:
 
 
 def _explains(trial: Trial, form: MaskForm) -> bool:
-    return torch.equal(*torch.broadcast_tensors(allowed_in(trial), expected_in(trial, form)))
+    return _equal(allowed_in(trial), expected_in(trial, form))
 
 
 def _contradiction(trial: Trial, form: MaskForm) -> str:
@@ -129,14 +129,37 @@ def _biased(trial: Trial) -> bool:
     return trial.mask.dtype != torch.bool and bool(trial.mask[allowed_in(trial)].any())
 
 
-def _dead_rows(trials: Sequence[Trial]) -> DeadRows:
+def _dead_rows(trials: Sequence[Trial], form: MaskForm) -> DeadRows:
     """What softmax makes of a row of nothing but the number that hides: it depends on its size."""
     masks = [trial.mask for trial in trials]
-    lowest = min(float(mask.min()) for mask in masks if mask.dtype != torch.bool) if _additive(masks) else 0.0
-    if lowest == -torch.inf or lowest > HIDDEN:
+    if not _additive(masks):
+        return "zero"
+    lowest = min(float(mask[mask.isfinite()].min()) for mask in masks if mask.isfinite().any())
+    if lowest > HIDDEN:
         return "zero"
     # Beside a number so large scores round to nothing, and every key weighs the same.
-    return "mean" if -lowest * torch.finfo(masks[0].dtype).eps > ROUNDED_AWAY else "all"
+    if -lowest * torch.finfo(masks[0].dtype).eps <= ROUNDED_AWAY:
+        return "zero" if any(mask.isinf().any() for mask in masks) else "all"
+    if not any(mask.isinf().any() for mask in masks):
+        return "mean"
+    # Two of the lowest number in a sum are -inf.
+    kinds: tuple[DeadRows, ...] = ("once", "past")
+    for kind in kinds:
+        if all(_equal(trial.mask.isinf(), _hidden_twice(trial, form, kind)) for trial in trials):
+            return kind
+    return "zero"
+
+
+def _hidden_twice(trial: Trial, form: MaskForm, kind: DeadRows) -> Tensor:
+    exist = expected_in(trial, replace(form, left=None, right=None))
+    if kind == "once":
+        return ~expected_in(trial, replace(form, padding=False)) & ~exist
+    to_come = ~expected_in(trial, replace(form, padding=False, left=None))
+    return to_come | (~expected_in(trial, replace(form, padding=False, right=None)) & ~exist)
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(*torch.broadcast_tensors(first, second))
 
 
 def _additive(masks: Sequence[Tensor]) -> bool:

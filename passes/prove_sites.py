@@ -25,7 +25,7 @@ Sizes = Mapping[sympy.Symbol, int]
 
 # (batch, length, factor on the queries, kind of padding): large scores make a softcap or a wrong scale show.
 # They go without padding: what a row gives that sees nothing may depend on how its scores are rounded away.
-TRIALS = ((2, 13, 1.0, 2), (3, 37, 8.0, 0), (2, 29, 1.0, 3))
+TRIALS = ((2, 13, 1.0, 2), (3, 37, 8.0, 0), (2, 29, 1.0, 3), (2, 11, 1.0, 5))
 LONGEST_PROOF = 1024  # windows up to this are tried on a sequence longer than they are
 
 

@@ -18,8 +18,8 @@ Size = int | torch.SymInt
 
 # Longest window that is tried at full size: a mask of 8,192 x 8,192 booleans is 64 MiB.
 LONGEST = 8192
-_BASE = ((2, 41), (3, 29), (3, 29), (2, 23), (1, 53))
-_PADDED = ("none", "right", "left", "random", "none")
+_BASE = ((2, 41), (3, 29), (3, 29), (2, 23), (1, 53), (2, 19))
+_PADDED = ("none", "right", "left", "random", "none", "whole")
 # Operators whose numbers may be values to fill in: below zero, or very large, they are no lengths.
 _FILLS = ("masked_fill", "where", "full", "scalar_tensor", "full_like", "new_full", "add", "sub", "rsub")
 # Operators whose numbers make distances smaller, so that a window may be so many times the largest number.
@@ -98,10 +98,10 @@ def longer_trial(program: Program, slicer: Slicer, mask: fx.Node, lengths: tuple
 
 
 def padding_pattern(index: int, rows: int, keys: int) -> Tensor:
-    """Which keys exist: none missing, right, left, random, and none missing in longer trials.
+    """Which keys exist: none missing, right, left, random, none missing, all of the last row missing.
 
     Returns:
-        (rows, keys) bool; every row keeps at least one key.
+        (rows, keys) bool; but for that, every row keeps at least one key.
     """
     existing = torch.ones(rows, keys, dtype=torch.bool)
     kind = _PADDED[index] if index < len(_PADDED) else "none"
@@ -115,6 +115,8 @@ def padding_pattern(index: int, rows: int, keys: int) -> Tensor:
         elif kind == "random":
             existing[row] = torch.rand(keys, generator=generator) > 0.4
             existing[row, row % keys] = True
+        elif kind == "whole":
+            existing[row] = row < rows - 1
     return existing
 
 
@@ -128,7 +130,8 @@ def longest_window(slicer: Slicer, mask: fx.Node) -> int:
         name = getattr(node.target, "__name__", "").split(".")[0].strip("_")
         size = node.meta.get("val")
         if isinstance(size, torch.SymInt):  # such as S - T - 70, where a band ends
-            found.append(abs(math.ceil(expression(size).as_coeff_Add()[0])))
+            constant = expression(size).as_coeff_Add()[0]
+            found += [abs(int(constant))] if constant.is_Integer else []
         if name == "mul" or isinstance(size, torch.SymInt):
             continue
         flat: list[object] = []

@@ -108,3 +108,26 @@ def test_queries_that_do_not_exist_see_nothing(dead_rows, causal):
     served = Softmax(dataclasses.replace(mixer.spec, pads_queries=False))(*inputs, padding=padding)
     assert_close(out.transpose(1, 2), served.transpose(1, 2), where=padding)
     assert float((out - served).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("pads_queries", [False, True])
+@pytest.mark.parametrize("dead_rows", ["past", "once"])
+def test_dead_rows_of_two_masks_in_a_sum(biased, pads_queries, dead_rows):
+    """Two of the lowest number are -inf: some of the hidden keys weigh nothing even in a row of hidden keys."""
+    changes = {"padding": True, "causal": True, "dead_rows": dead_rows, "pads_queries": pads_queries}
+    spec = dataclasses.replace(SPEC, bias="offset" if biased else "none", **changes)
+    windowed, inputs = dataclasses.replace(spec, window=(1, 0), bias="none"), operands(7, 7)
+    holes = torch.tensor([[True, False, True, False, False, False, True], [False] + [True] * 6])
+    out = Softmax(windowed)(*inputs, padding=holes)
+    assert_close(out, Softmax(windowed).reference(*inputs, padding=holes))
+    (query, key, value), padding = operands(7, 7), torch.arange(7)[None] >= torch.tensor([[3], [0]])
+    bias = torch.randn(4, 13, dtype=torch.float64) if biased else None
+    out = Softmax(spec)(query, key, value, padding=padding, bias=bias)
+    assert_close(out, Softmax(spec).reference(query, key, value, padding=padding, bias=bias))
+    if not pads_queries and dead_rows == "past":
+        assert_close(out[0, 0, 2], value[0, 0, :3].mean(0))
+    elif not pads_queries:
+        hidden = value[0, 0, [0, 1, 2]].mean(0)  # of query 2 all that is not to come, none of which exists
+        once = torch.cat([hidden[None] * 3, value[0, 0, 3:]]).sum(0) / 7
+        assert_close(out[0, 0, 2], once)

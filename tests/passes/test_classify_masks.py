@@ -139,6 +139,23 @@ def test_what_a_row_gives_that_sees_nothing(dtype, number, dead, one_attention, 
     assert_close(small.graph_module(**left), model(**left))
 
 
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("dead_rows", ["once", "past"])
+def test_two_masks_of_the_lowest_number_in_a_sum(dead_rows, window, one_attention, recognised, padded):
+    def mask(T, keep, model):
+        exist, past = keep[:, None, None], causal(T, keep, model)
+        band = past if window is None else past & (offsets(T) >= -window)
+        return additive(~(exist if dead_rows == "once" else exist & past), LOWEST) + additive(~band, LOWEST)
+
+    model = one_attention(mask)
+    result, sites = recognised(model)
+    check(result, sites, model, padded(), causal=True, padding=True, window=(window, 0), dead_rows=dead_rows)
+    left = {"x": torch.randn(3, 7, 16), "keep": torch.ones(3, 7, dtype=torch.bool)}
+    left["keep"][0, :3] = False
+    small = replacement(Selection.of({"*": SoftmaxConfig()}))(result.program)
+    assert_close(small.graph_module(**left), model(**left))
+
+
 @pytest.mark.parametrize("dtype", [torch.long, torch.float32])
 def test_padding_of_other_dtypes_and_polarities(dtype, one_attention, recognised, padded):
     kept = one_attention(lambda T, keep, m: (1.0 - keep[:, None, None, :].to(torch.float32)) * LOWEST)

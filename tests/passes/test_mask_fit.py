@@ -98,3 +98,17 @@ def test_dead_rows(number, dtype, expected):
     mask = additive(offsets(9) <= 0, number).to(dtype)
     assert fit([trial(mask)], aligned=True).dead_rows == expected
     assert fit([trial(offsets(9) <= 0)], aligned=True).dead_rows == "zero"
+
+
+def test_dead_rows_of_two_masks_in_a_sum():
+    lowest, exist = torch.finfo(torch.float32).min, torch.arange(9) >= torch.tensor([[3]])
+    band, keys = additive(offsets(9) <= 0, lowest), additive(exist, lowest)[:, None, None]
+    whole = Trial(band[None, None], torch.ones(1, 9).bool(), 9, 9)
+    form = fit([whole, Trial(band + keys, exist, 9, 9)], aligned=True)
+    assert form == MaskForm(right=0, padding=True, dead_rows="once")
+    twice = Trial(torch.where(offsets(9) <= 0, keys, -torch.inf), exist, 9, 9)
+    assert fit([Trial(band[None, None] * 2, torch.ones(1, 9).bool(), 9, 9), twice], aligned=True).dead_rows == "past"
+    elsewhere = (band + keys).clone()
+    elsewhere[0, 0, 0, 8] = -torch.inf  # hidden by its place only
+    assert fit([whole, Trial(elsewhere, exist, 9, 9)], aligned=True).dead_rows == "zero"
+    assert fit([whole, Trial(torch.minimum(band, keys), exist, 9, 9)], aligned=True).dead_rows == "mean"

@@ -83,6 +83,86 @@ def test_a_misread_site_goes_back_and_is_a_miss(name, mix, one_attention, padded
     assert torch.equal(swept.graph_module(**inputs), program.graph_module(**inputs))
 
 
+def every(T, keep, model):
+    return keep[:, None, None, :].expand(-1, 1, T, -1)
+
+
+def queries_too(T, keep, model):
+    return window(T, keep, model) & keep[:, None, :, None]
+
+
+def lowest(mask):
+    return lambda T, keep, m: torch.zeros(()).where(mask(T, keep, m), torch.finfo(torch.float32).min)
+
+
+def two_masks(T, keep, model):
+    near = torch.arange(T) <= torch.arange(T)[:, None]
+    seen, hidden = torch.zeros(()), torch.finfo(torch.float32).min
+    return torch.where(near, seen, hidden) + torch.where(keep[:, None, None], seen, hidden)
+
+
+MISREAD = {
+    "padded queries served": (queries_too, {"pads_queries": False}),
+    "padded queries taken away": (window, {"pads_queries": True}),
+    "dead rows mean, not 0": (window, {"dead_rows": "mean"}),
+    "dead rows 0, not the mean": (lowest(window), {"dead_rows": "zero"}),
+    "dead rows over all keys, not the mean": (lowest(window), {"dead_rows": "all"}),
+    "dead rows mean, not of those hidden once": (two_masks, {"dead_rows": "mean"}),
+    "dead rows of the past, not of those hidden once": (two_masks, {"dead_rows": "past"}),
+    "rows of nothing but padding, the mean, not 0": (every, {"dead_rows": "mean"}),
+    "rows of nothing but padding, 0, not the mean": (lowest(every), {"dead_rows": "zero"}),
+    "a longer window": (window, {"window": (60, 0)}),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_a_misread_mask_goes_back(name, one_attention, padded):
+    mask, changes = MISREAD[name]
+    model, inputs = one_attention(mask).eval(), padded()
+    program = capture(model, inputs)
+    steps = (Canonicalise(), RecogniseAttention(), ClassifyMasks())
+    assert [site.record.note for site in sites_of(Pipeline((*steps, ProveSites()))(program).program)] == [""]
+    result = Pipeline((*steps, Tamper(spec=tuple(changes.items())), ProveSites()))(program)
+    assert sites_of(result.program) == []
+    assert "differs from what it was read from" in result.misses[0].reason
+    assert torch.equal(result.graph_module(**inputs), program.graph_module(**inputs))
+
+
+@pytest.mark.parametrize("right", ["start", "end"])
+def test_a_misread_alignment_goes_back(right):
+    class Two(nn.Module):
+        def forward(self, x, memory):
+            T, S = x.shape[1], memory.shape[1]
+            mask = torch.ones(T, S, dtype=torch.bool).tril(S - T if right == "end" else 0)
+            q, k = x.unflatten(-1, (2, 8)).transpose(1, 2), memory.unflatten(-1, (2, 8)).transpose(1, 2)
+            return nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=mask)
+
+    program = capture(Two(), (torch.randn(2, 5, 16), torch.randn(2, 9, 16)))
+    steps = (Canonicalise(), RecogniseAttention(), ClassifyMasks())
+    assert len(sites_of(Pipeline((*steps, ProveSites()))(program).program)) == 1
+    wrong = Tamper(spec=(("alignment", "start" if right == "end" else "end"),))
+    result = Pipeline((*steps, wrong, ProveSites()))(program)
+    assert "differs from what it was read from" in result.misses[0].reason
+
+
+def test_a_table_at_zero_hides_no_misreading(one_attention):
+    """Tables of biases are random in a proof: at zero any reading of them would be right."""
+
+    def bias(T, keep, model):
+        offset = torch.arange(T) - torch.arange(T)[:, None]
+        return model.table(offset.clamp(-8, 8) + 8).permute(2, 0, 1)[None]
+
+    model = one_attention(bias)
+    model.table = nn.Embedding(17, 2)
+    nn.init.zeros_(model.table.weight)
+    program = capture(model.eval(), {"x": torch.randn(2, 9, 16)})
+    read = Pipeline((Canonicalise(), RecogniseAttention(), ClassifyMasks()))(program).program
+    (site,) = sites_of(read)
+    assert ProveSites()(read).misses == ()
+    read.graph_module.get_submodule(str(site.operand("bias").target)).first += 1
+    assert "differs from what it was read from" in ProveSites()(read).misses[0].reason
+
+
 def test_a_misread_three_dimensional_attention_goes_back(one_attention):
     model, x = one_attention(mix=flat).eval(), torch.randn(2, 9, 16)
     program = capture(model, (x,))

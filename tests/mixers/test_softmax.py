@@ -108,3 +108,30 @@ def test_queries_that_do_not_exist_see_nothing(dead_rows, causal):
     served = Softmax(dataclasses.replace(mixer.spec, pads_queries=False))(*inputs, padding=padding)
     assert_close(out.transpose(1, 2), served.transpose(1, 2), where=padding)
     assert float((out - served).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"causal": True}, {"causal": True, "window": (3, 0)}, {"softcap": 2.0}, {"dead_rows": "mean"}, {"bias": "dense"},
+    {"bias": "offset"},
+], ids=str)  # fmt: skip
+def test_a_sink_takes_its_share_and_gives_nothing(changes):
+    spec = AttentionSpec(
+        heads=4, kv_heads=2, head_dim=8, value_dim=6, scale=0.4, padding=True, sink=True, dtype=torch.float64, **changes
+    )
+    mixer = Softmax(spec)
+    assert "sink" in mixer.operands
+    tensors = {
+        "query": torch.randn(2, 4, 9, 8), "key": torch.randn(2, 2, 9, 8), "value": torch.randn(2, 2, 9, 6),
+        "sink": torch.randn(4),
+    }  # fmt: skip
+    if spec.bias != "none":
+        tensors["bias"] = torch.randn((4, 17) if spec.bias == "offset" else (2, 4, 9, 9))
+    tensors = {name: tensor.double().requires_grad_() for name, tensor in tensors.items()}
+    padding = None if spec.bias == "dense" else torch.arange(9)[None] >= torch.tensor([[0], [4]])
+    out, expected = (form(**tensors, padding=padding) for form in (mixer, mixer.reference))
+    assert_close(out, expected)
+    weight = torch.randn_like(out)
+    fast, slow = (torch.autograd.grad((one * weight).sum(), list(tensors.values())) for one in (out, expected))
+    assert_close(fast, slow)
+    without = {name: tensor for name, tensor in tensors.items() if name != "sink"}
+    assert not torch.allclose(out, mixer(**without, padding=padding))

@@ -17,7 +17,7 @@ from remixer.mixers.errors import MixerConfigError
 from remixer.mixers.spec import AttentionSpec
 
 Order = Literal["n", "n log n", "n^2"]
-OPERANDS = ("query", "key", "value", "padding", "bias", "source")
+OPERANDS = ("query", "key", "value", "padding", "bias", "source", "sink")
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,8 @@ class LongShortMixer(Mixer):
             return Unsupported("'long_short' needs as many queries as keys, this is cross-attention")
         if spec.bias == "dense":
             return Unsupported("'long_short' can't carry a dense bias over to a window")
+        if spec.sink:
+            return Unsupported("'long_short' has no place for the attention's learned sink")
         if config.project_from == "source" and config.rank != 0 and not spec.windowed and spec.source_dim is None:
             return Unsupported("its keys aren't read from one hidden state, which project_from='source' asks for")
         if config.dual_norm != "none" and spec.head_dim != spec.value_dim:

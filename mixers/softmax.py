@@ -91,6 +91,32 @@ def added_mask(spec: AttentionSpec, queries: int, keys: int, padding: Tensor | N
     return None if allowed is None else torch.where(allowed, seen, hidden)
 
 
+def with_sink(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sink: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and a mask with one key more: it and its value are zero, and the mask gives it its score.
+
+    Args:
+        query: (B, H, T, D).
+        key: (B, G, S, D).
+        value: (B, G, S, E).
+        mask: broadcastable to (B, H, T, S), or None.
+        sink: (H,).
+
+    Returns:
+        (B, G, S + 1, D), (B, G, S + 1, E) and (B or 1, H, T, S + 1).
+    """
+    (_, H, T, _), S = query.shape, key.shape[2]
+    added = query.new_zeros(1, 1, 1, 1) if mask is None else mask
+    if added.dtype == torch.bool:
+        added = query.new_zeros(()).masked_fill(~added, -torch.inf)
+    while added.dim() < 4:
+        added = added[None]
+    added = added.to(query.dtype).expand(-1, H, T, S)
+    score = sink.to(query.dtype)[None, :, None, None].expand(added.shape[0], -1, T, 1)
+    return F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1)), torch.cat([added, score], -1)
+
+
 def attend(
     query: Tensor,
     key: Tensor,
@@ -100,6 +126,7 @@ def attend(
     spec: AttentionSpec,
     causal: bool = False,
     dropout: float = 0.0,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """softmax(softcap(scale * query key^T) + mask) value.
 
@@ -111,10 +138,16 @@ def attend(
         spec: gives scale, softcap and head counts.
         causal: mask the future too, without a mask tensor; mask must be None.
         dropout: probability with which weights are dropped.
+        sink: (H,), a score that takes part in every softmax and has no value, or None.
 
     Returns:
         (B, H, T, E).
     """
+    if sink is not None:
+        if causal:
+            mask = allowed_keys(spec, query.shape[2], key.shape[2], None, query.device)
+        key, value, mask = with_sink(query, key, value, mask, sink)
+        causal = False
     key, value = repeat_heads(key, spec.groups), repeat_heads(value, spec.groups)
     if spec.softcap is None:
         return F.scaled_dot_product_attention(
@@ -142,6 +175,7 @@ def attend_by_offset(
     *,
     spec: AttentionSpec,
     dropout: float = 0.0,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """Attention with an offset bias, through the dense one that it stands for.
 
@@ -153,6 +187,7 @@ def attend_by_offset(
         padding: (B, T) bool, or None.
         spec: of the attention.
         dropout: probability with which weights are dropped.
+        sink: (H,), or None; see `attend`.
 
     Returns:
         (B, H, T, E).
@@ -161,9 +196,9 @@ def attend_by_offset(
     allowed, hiding = allowed_keys(spec, T, T, padding, query.device), added_mask(spec, T, T, padding, query)
     mask = dense_bias(bias, T, padding if spec.skips_padding else None).to(query.dtype)
     if allowed is None or hiding is None:
-        return attend(query, key, value, mask, spec=spec, dropout=dropout)
+        return attend(query, key, value, mask, spec=spec, dropout=dropout, sink=sink)
     hidden = mask + hiding if spec.dead_rows == "all" else hiding
-    mixed = attend(query, key, value, torch.where(allowed, mask, hidden), spec=spec, dropout=dropout)
+    mixed = attend(query, key, value, torch.where(allowed, mask, hidden), spec=spec, dropout=dropout, sink=sink)
     return mixed.masked_fill(~allowed.any(-1, keepdim=True), 0.0) if spec.dead_rows == "zero" else mixed
 
 
@@ -181,7 +216,8 @@ class Softmax(Mixer):
     def __init__(self, spec: AttentionSpec, config: SoftmaxConfig | None = None) -> None:
         super().__init__(spec, config or SoftmaxConfig())
         masks = {"none": ("padding",), "offset": ("padding", "bias"), "dense": ("bias",)}
-        self.operands = ("query", "key", "value", *masks[spec.bias])
+        sink = ("sink",) if spec.sink else ()
+        self.operands = ("query", "key", "value", *masks[spec.bias], *sink)
 
     @classmethod
     def supports(cls, spec: AttentionSpec, config: SoftmaxConfig) -> Unsupported | None:
@@ -202,23 +238,24 @@ class Softmax(Mixer):
         padding: Tensor | None = None,
         bias: Tensor | None = None,
         source: Tensor | None = None,
+        sink: Tensor | None = None,
     ) -> Tensor:
-        """See Mixer.forward. A dense bias carries the whole mask and is used as it is."""
+        """See Mixer.forward. A dense bias carries the whole mask and is used as it is; sink is (H,)."""
         assert query is not None
         assert key is not None
         assert value is not None
         spec = self.spec
         dropout = spec.dropout if self.training else 0.0
         if bias is not None and spec.bias == "offset":
-            return attend_by_offset(query, key, value, bias, padding, spec=spec, dropout=dropout)
+            return attend_by_offset(query, key, value, bias, padding, spec=spec, dropout=dropout, sink=sink)
         if bias is not None:
-            return attend(query, key, value, bias, spec=spec, dropout=dropout)
+            return attend(query, key, value, bias, spec=spec, dropout=dropout, sink=sink)
         plain = spec.causal and not spec.windowed and padding is None
         if plain and spec.alignment == "start":
-            return attend(query, key, value, None, spec=spec, causal=True, dropout=dropout)
+            return attend(query, key, value, None, spec=spec, causal=True, dropout=dropout, sink=sink)
         make = (spec, query.shape[2], key.shape[2], padding)
         mask = allowed_keys(*make, query.device) if spec.dead_rows == "zero" else added_mask(*make, query)
-        return attend(query, key, value, mask, spec=spec, dropout=dropout)
+        return attend(query, key, value, mask, spec=spec, dropout=dropout, sink=sink)
 
     def reference(
         self,
@@ -229,6 +266,7 @@ class Softmax(Mixer):
         padding: Tensor | None = None,
         bias: Tensor | None = None,
         source: Tensor | None = None,
+        sink: Tensor | None = None,
     ) -> Tensor:
         """One query at a time over a list of the keys it may see."""
         assert query is not None
@@ -251,7 +289,7 @@ class Softmax(Mixer):
                     seen = []
                 if spec.bias == "dense":
                     seen = list(range(S))
-                elif not seen and spec.dead_rows == "mean":
+                elif not seen and spec.dead_rows == "mean" and sink is None:
                     rows.append(value[b].mean(1))
                     continue
                 elif not seen and spec.dead_rows in ("past", "once"):
@@ -272,6 +310,9 @@ class Softmax(Mixer):
                 elif bias is not None:
                     whole = bias.broadcast_to(B, H, T, S)[b, :, t]
                     scores = scores.masked_fill(~whole, -torch.inf) if whole.dtype == torch.bool else scores + whole
-                weights = torch.softmax(scores, -1) if seen else scores
+                if sink is not None:
+                    weights = torch.softmax(torch.cat([scores, sink[:, None]], 1), -1)[:, :-1]
+                else:
+                    weights = torch.softmax(scores, -1) if seen else scores
                 rows.append((weights[..., None] * value[b, :, seen]).sum(1))
         return torch.stack(rows).view(B, T, H, -1).transpose(1, 2)

@@ -31,6 +31,8 @@ class AttentionSpec:
         bias: "none", "offset" (one value per head and offset s - t) or "dense" (anything else).
         skips_padding: offsets of the bias count only the keys that exist, as positions from cumsum(mask) do.
         softcap: c in c * tanh(scores / c), or None.
+        sink: an operand gives one score per head that takes part in every softmax and has no value, so that a
+            query may attend to nothing.
         dropout: probability with which attention weights are dropped in training.
         cross: keys come from another sequence than queries; T and S are independent.
         alignment: whether the first query and key stand at the same place or, as with keys kept from earlier
@@ -56,6 +58,7 @@ class AttentionSpec:
     bias: Bias = "none"
     skips_padding: bool = False
     softcap: float | None = None
+    sink: bool = False
     dropout: float = 0.0
     cross: bool = False
     alignment: Alignment = "start"
@@ -102,6 +105,8 @@ class AttentionSpec:
             words.append(f"{self.bias} bias" + (" by existing keys" if self.skips_padding else ""))
         if self.softcap is not None:
             words.append(f"softcap {self.softcap:g}")
+        if self.sink:
+            words.append("sink")
         if self.dropout:
             words.append(f"dropout {self.dropout:g}")
         words.append(f"scale {self.scale:.4g}")

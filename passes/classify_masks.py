@@ -141,7 +141,7 @@ class _Wiring:
         """Give a site its spec and its operands."""
         spec = understood_spec(site.spec, found)
         self._editor.graph_module.set_submodule(str(site.node.target), Softmax(spec).eval())
-        operands = {name: site.node.kwargs[name] for name in ("query", "key", "value")}
+        operands = {name: node for name, node in site.node.kwargs.items() if name != "bias"}
         if found.padding is not None:
             if found.padding not in self._paddings:
                 self._paddings[found.padding] = _existing(self._editor, found.padding)

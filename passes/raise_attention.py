@@ -28,6 +28,7 @@ class Reading:
     key: fx.Node | None
     value: fx.Node
     mask: Any
+    sink: fx.Node | None = None
 
 
 def attention_dropout(match: Match, given: Any) -> float:
@@ -57,8 +58,8 @@ def raised(
         spec: what it computes; a mask that is not yet understood is a dense bias.
         editor: of the program.
         rule: name of the rule.
-        operands: "query" (B, H, T, D), "key" (B, G, S, D), "value" (B, G, S, E), and with a mask "bias",
-            broadcastable to (B, H, T, S).
+        operands: "query" (B, H, T, D), "key" (B, G, S, D), "value" (B, G, S, E), with a mask "bias",
+            broadcastable to (B, H, T, S), and with a sink "sink" (H,).
         cuts: existing nodes from which both forms of the attention start, by operand; by default the operands.
         masks: existing nodes that the mask is made from; by default the bias.
         layout: brings the (B, H, T, E) result into the layout that the original has, by further calls.

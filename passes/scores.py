@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from remixer.passes.layouts import lifted_mask, merges_heads
+from remixer.passes.layouts import heads_of, lifted_mask, merges_heads
 from remixer.rewrite.constants import number_of
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Match, Miss, arguments
+from remixer.rewrite.program import shape_of
 
 aten = torch.ops.aten
 CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten.contiguous.default)
@@ -45,6 +46,7 @@ class Scores:
     capped: bool = False  # tanh was met, its factor not yet
     shifted: bool = False  # a number was added, which softmax doesn't see but tanh would
     terms: tuple[MaskTerm, ...] = field(default=())
+    sink: fx.Node | None = None  # (H,)
 
 
 def read_scores(match: Match) -> Scores | Miss:
@@ -60,13 +62,42 @@ def read_scores(match: Match) -> Scores | Miss:
             if not merges_heads(node.all_input_nodes[0], node):
                 return Miss("the scores are reshaped beyond splitting or merging batch and heads", node)
             continue
-        step = _step(scores, node, taken.operand, match.graph_module)
+        if scores.sink is not None:
+            return Miss("the scores are changed after a sink was put beside them", node)
+        step = _with_sink(scores, node) if node.target is aten.cat.default else None
+        step = step or _step(scores, node, taken.operand, match.graph_module)
         if isinstance(step, Miss):
             return step
         scores = step
     if scores.capped:
         return Miss("a tanh on the scores is not followed by a factor: no softcap", match["weights"])
     return scores
+
+
+def read_sink(match: Match, scores: Scores) -> Miss | None:
+    """None where the weights lose the sink's column behind the softmax, and nothing else; else what is wrong."""
+    slices = [taken.node for taken in match.path("after") if taken.node.target is aten.slice.Tensor]
+    if scores.sink is None:
+        return Miss("only some of the weights are used", slices[0]) if slices else None
+    if len(slices) != 1:
+        return Miss("the column of the sink is not dropped behind the softmax", match["weights"])
+    given, last = arguments(slices[0]), len(shape_of(slices[0]) or ()) - 1
+    kept = (given["dim"] in (-1, last), given["start"] in (None, 0), given["end"] == -1, given["step"] == 1)
+    return None if all(kept) else Miss("other weights than the sink's are dropped", slices[0])
+
+
+def _with_sink(scores: Scores, node: fx.Node) -> Scores | Miss:
+    """Scores beside which one column is put, the same for all queries: walks back to the (H,) that it is made of."""
+    given, shape = arguments(node), shape_of(node) or ()
+    tensors, heads = given["tensors"], heads_of(node)
+    if len(tensors) != 2 or given["dim"] not in (-1, len(shape) - 1) or (shape_of(tensors[1]) or (0,))[-1] != 1:
+        return Miss("something else than one column is put beside the scores", node)
+    sink: fx.Node = tensors[1]
+    while shape_of(sink) != (heads,):
+        if sink.op != "call_function" or sink.target not in (*CASTS, *RESHAPES, aten.expand.default):
+            return Miss(f"{sink.name}, beside the scores, is not made of one number per head", node)
+        sink = sink.all_input_nodes[0]
+    return replace(scores, sink=sink)
 
 
 def _product(match: Match) -> Scores | Miss:

@@ -16,7 +16,7 @@ from remixer.mixers import AttentionSpec
 from remixer.passes.layouts import heads_of, lifted, lowered, merges_heads
 from remixer.passes.operands import grouped, hidden_state, key_cut, transposed, ungrouped, untransposed
 from remixer.passes.raise_attention import Reading, attention_dropout, raised
-from remixer.passes.scores import CASTS, RESHAPES, read_scores, summed
+from remixer.passes.scores import CASTS, RESHAPES, read_scores, read_sink, summed
 from remixer.passes.sites import same_length
 from remixer.rewrite.dropout import Dropout
 from remixer.rewrite.editor import Editor
@@ -50,6 +50,7 @@ class SoftmaxAttention(Rule):
                 p.step([aten.div.Tensor, aten.sub.Tensor, aten.tanh.default]),
                 p.step([aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf], 1, 2),
                 p.step([aten.masked_fill.Scalar, aten.masked_fill.Tensor]),
+                p.step(aten.cat.default),
                 p.step([*CASTS, *RESHAPES]),
             ],
             "before",
@@ -58,7 +59,7 @@ class SoftmaxAttention(Rule):
             [aten.softmax.int, aten._softmax.default, aten._safe_softmax.default],
             logits, p.constant("dim"), rest=True, name="weights",
         )  # fmt: skip
-        dropped = p.through(weights, [p.step(Dropout), p.step([*CASTS, *RESHAPES])], "after")
+        dropped = p.through(weights, [p.step(Dropout), p.step([aten.slice.Tensor, *CASTS, *RESHAPES])], "after")
         return p.call(_PRODUCTS, dropped, grouped(p, "value"))
 
     def check(self, match: Match) -> Any:
@@ -81,6 +82,8 @@ class SoftmaxAttention(Rule):
         scores = read_scores(match)
         if isinstance(scores, Miss):
             return scores
+        if unread := read_sink(match, scores):
+            return unread
         D, E = shape_of(query)[-1], shape_of(value)[-1]  # type: ignore[index]
         if not (D.is_Integer and E.is_Integer):
             return Miss(f"the head size of query and value, {D} and {E}, is not fixed", match.root)
@@ -96,13 +99,14 @@ class SoftmaxAttention(Rule):
             value_dim=int(E),
             scale=scores.scale,
             softcap=scores.softcap,
+            sink=scores.sink is not None,
             bias="dense" if scores.terms else "none",
             dropout=1.0 - kept,
             cross=not same_length(*match["scores"].meta["val"].shape[-2:]),
             source_dim=int(shape_of(source)[2]) if source is not None else None,  # type: ignore[index]
             dtype=value.meta["val"].dtype,
         )
-        return Reading(match, spec, query, None, value, scores.terms)
+        return Reading(match, spec, query, None, value, scores.terms, scores.sink)
 
     def rewrite(self, found: Reading, editor: Editor) -> fx.Node:
         """See Rule.rewrite."""
@@ -113,6 +117,8 @@ class SoftmaxAttention(Rule):
             "key": lifted(untransposed(match, editor), spec.kv_heads, editor, root),
             "value": lifted(found.value, spec.kv_heads, editor, root),
         }
+        if found.sink is not None:
+            cuts["sink"] = operands["sink"] = found.sink
         if (mask := summed(found.mask, spec.heads, editor, root)) is not None:
             operands["bias"] = mask
 

@@ -131,3 +131,30 @@ def test_dead_rows_of_two_masks_in_a_sum(biased, pads_queries, dead_rows):
         hidden = value[0, 0, [0, 1, 2]].mean(0)  # of query 2 all that is not to come, none of which exists
         once = torch.cat([hidden[None] * 3, value[0, 0, 3:]]).sum(0) / 7
         assert_close(out[0, 0, 2], once)
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"causal": True}, {"causal": True, "window": (3, 0)}, {"softcap": 2.0}, {"dead_rows": "mean"},
+    {"bias": "dense"}, {"bias": "offset"},
+], ids=str)  # fmt: skip
+def test_a_sink_takes_its_share_and_gives_nothing(changes):
+    spec = AttentionSpec(
+        heads=4, kv_heads=2, head_dim=8, value_dim=6, scale=0.4, padding=True, sink=True, dtype=torch.float64, **changes
+    )
+    mixer = Softmax(spec)
+    assert "sink" in mixer.operands
+    tensors = {
+        "query": torch.randn(2, 4, 9, 8), "key": torch.randn(2, 2, 9, 8), "value": torch.randn(2, 2, 9, 6),
+        "sink": torch.randn(4),
+    }  # fmt: skip
+    if spec.bias != "none":
+        tensors["bias"] = torch.randn((4, 17) if spec.bias == "offset" else (2, 4, 9, 9))
+    tensors = {name: tensor.double().requires_grad_() for name, tensor in tensors.items()}
+    padding = None if spec.bias == "dense" else torch.arange(9)[None] >= torch.tensor([[0], [4]])
+    out, expected = (form(**tensors, padding=padding) for form in (mixer, mixer.reference))
+    assert_close(out, expected)
+    weight = torch.randn_like(out)
+    fast, slow = (torch.autograd.grad((one * weight).sum(), list(tensors.values())) for one in (out, expected))
+    assert_close(fast, slow)
+    without = {name: tensor for name, tensor in tensors.items() if name != "sink"}
+    assert not torch.allclose(out, mixer(**without, padding=padding))

@@ -56,6 +56,14 @@ def by_five(q, k, v, mask, model):
     return (torch.softmax(scores, -1) @ v[:, :, None]).flatten(1, 2)
 
 
+def with_sink(q, k, v, mask, model, kept=slice(None, -1)):
+    scores = q @ k.mT * SCALE
+    sink = model.query.bias[:2].reshape(1, -1, 1, 1).expand(q.shape[0], -1, q.shape[2], -1)
+    joined = torch.cat([scores, sink], -1)
+    joined = joined - joined.max(-1, keepdim=True).values
+    return torch.softmax(joined, -1)[..., kept] @ v
+
+
 def softcapped(q, k, v, mask, model):
     return torch.softmax(20.0 * torch.tanh(q @ k.mT * SCALE / 20.0), -1) @ v
 
@@ -90,8 +98,12 @@ SPELLINGS = {
         {"scale": ABOUT},
     ),
     "baddbmm": (by_baddbmm, {"heads": 2, "scale": ABOUT}),
-    "baddbmm onto a bias": (by_baddbmm_onto, {"heads": 2, "scale": ABOUT, "bias": "dense"}),
     "five dimensions": (by_five, {"heads": 2, "scale": 1.0}),
+    "minus its maximum": (
+        lambda q, k, v, m, s: torch.softmax((a := q @ k.mT) - a.amax(-1, keepdim=True), -1) @ v,
+        {"scale": 1.0},
+    ),
+    "a sink": (with_sink, {"scale": ABOUT, "sink": True}),
     "keys exchanged before": (
         lambda q, k, v, m, s: torch.softmax(q @ k.permute(0, 1, 3, 2) * SCALE, -1) @ v,
         {"scale": ABOUT},
@@ -112,6 +124,50 @@ def test_spellings(name, one_attention, recognised):
     for shape in ((2, 9, 16), (1, 1, 16), (3, 37, 16)):
         x = torch.randn(shape)
         assert_close(small.graph_module(x), model(x))
+
+
+def test_baddbmm_onto_a_bias(one_attention, recognised):
+    model = one_attention(mix=by_baddbmm_onto)
+    result, (site,) = recognised(model)
+    assert (site.spec.heads, site.spec.scale, site.spec.bias) == (2, ABOUT, "dense")
+    x = torch.randn(3, 5, 16)
+    assert_close(result.graph_module(x), model(x))
+
+
+SINKS = {
+    "two columns": (
+        lambda q, k, v, m, s: torch.softmax(torch.cat([q @ k.mT, q], -1), -1)[..., :-8] @ v,
+        "something else than one column is put beside the scores",
+    ),
+    "a sink of every query": (
+        lambda q, k, v, m, s: torch.softmax(torch.cat([q @ k.mT, q[..., :1]], -1), -1)[..., :-1] @ v,
+        "is not made of one number per head",
+    ),
+    "scaled afterwards": (
+        lambda q, k, v, m, s: (
+            (torch.softmax(2 * torch.cat([q @ k.mT, s.query.bias[:2, None, None].expand(*q.shape[:3], 1)], -1), -1))[
+                ..., :-1
+            ]
+            @ v
+        ),
+        "the scores are changed after a sink was put beside them",
+    ),
+    "the wrong column dropped": (
+        lambda q, k, v, m, s: with_sink(q, k, v, m, s, slice(1, None)),
+        "other weights than the sink's are dropped",
+    ),
+    "some weights dropped": (
+        lambda q, k, v, m, s: torch.softmax(q @ k.mT, -1)[..., :4] @ v[:, :, :4],
+        "only some of the weights are used",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SINKS)
+def test_near_misses_of_a_sink(name, one_attention):
+    mix, reason = SINKS[name]
+    program = Canonicalise()(capture(one_attention(mix=mix), (torch.randn(2, 9, 16),))).program
+    assert_rewrites(program, None, SoftmaxAttention(), times=0, misses=reason)
 
 
 GROUPED = {

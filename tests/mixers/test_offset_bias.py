@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from remixer.mixers import AttentionSpec, LongShort, LongShortMixer, Softmax, SoftmaxConfig
+from remixer.mixers import AttentionSpec, LongShort, LongShortMixer, Softmax, SoftmaxConfig, available, get
 from remixer.mixers.offset_bias import LinearBias, TableBias, bias_at, dense_bias
 from remixer.testing import assert_close
 
@@ -217,3 +217,9 @@ def test_export_grows_linearly(causal):
     assert math.log(largest[1] / largest[0], 4) <= 1.05
     others = {**operands_for(model.mixer, 61), "padding": padding_of("left", 61)}
     assert_close(program.module()(**others).detach(), model(**others).detach())
+
+
+def test_every_mixer_says_whether_it_reads_the_bias():
+    for name in available():
+        mixer = get(name).from_attention(dataclasses.replace(SPEC, value_dim=8), get(name).Config())
+        assert ("bias" in mixer.operands) == (name != "toeplitz")  # whose scores, and what is added to them, are gone

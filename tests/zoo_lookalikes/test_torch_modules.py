@@ -100,11 +100,7 @@ SELF = {
 }
 
 
-BADDBMM = pytest.mark.xfail(strict=True, reason="scores by baddbmm are not read yet")
-MARKS = {"weights thrown away, masked": BADDBMM}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in SELF])
+@pytest.mark.parametrize("name", SELF)
 def test_self_attention(name, recognised):
     model, inputs, spec = SELF[name]
     recognised(model, inputs, 1, {**PLAIN, **spec})

@@ -113,10 +113,7 @@ class Windowed(nn.Module):
         return (attn.softmax(-1) @ v).transpose(1, 2).reshape(B, N, C)
 
 
-VIEWS = pytest.mark.xfail(strict=True, reason="views between scores and softmax are not read yet")
-
-
-@pytest.mark.parametrize("shifted", [False, pytest.param(True, marks=VIEWS)])
+@pytest.mark.parametrize("shifted", [False, True])
 def test_windows_with_a_table_of_relative_positions(shifted, recognised):
     spec = {**PLAIN, "scale": 1.0, "bias": "dense"}
     recognised(Windowed(shifted), lambda b, t: tokens(b, 16), 1, spec, [(1, 0), (5, 0)])

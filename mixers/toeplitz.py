@@ -92,9 +92,11 @@ class ToeplitzMixer(Mixer):
 
     @classmethod
     def supports(cls, spec: AttentionSpec, config: Toeplitz) -> Unsupported | None:
-        """Self-attention of any kind: its scores, and what biases or caps them, are gone."""
+        """Self-attention in which queries see themselves: its scores, and what biases or caps them, are gone."""
         if spec.cross:
             return Unsupported("'toeplitz' needs as many queries as keys, this is cross-attention")
+        if any(bound is not None and bound < 0 for bound in spec.window):
+            return Unsupported("'toeplitz' needs every query to see itself, here a window leaves it out")
         return None
 
     @property

@@ -22,6 +22,14 @@ RULES: tuple[Rule, ...] = (FusedAttention(), SoftmaxAttention())
 SOFTMAXES = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
 _PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default}
 _LAYERS = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.layer_norm.default}
+_SCALES_AND_MASKS = {
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.add.Tensor,
+    aten.masked_fill.Scalar,
+    aten.where.ScalarOther,
+    aten.where.ScalarSelf,
+}
 _FAR = 64  # operators, of which no way to make weights of scores needs more
 
 
@@ -105,11 +113,21 @@ def _other_weights(scores: fx.Node) -> fx.Node | None:
             if user.target in _PRODUCTS:
                 first = user.args[0]
                 if first in seen:
-                    return _behind(scores)
+                    return _first_other(scores)
                 continue
             if shape_of(user) is not None and user.target not in _LAYERS:
                 stack.append(user)
     return None
+
+
+def _first_other(scores: fx.Node) -> fx.Node | None:
+    """The first operator behind scores that neither scales nor masks them."""
+    found = _behind(scores)
+    while found is not None and found.target in _SCALES_AND_MASKS and (behind := _behind(found)) is not None:
+        if behind.target in _PRODUCTS:
+            break
+        found = behind
+    return found
 
 
 def _name_of(node: fx.Node) -> str:

@@ -158,19 +158,22 @@ def summed(terms: tuple[MaskTerm, ...], heads: int, editor: Editor, before: fx.N
     total: fx.Node | None = None
     for term in terms:
         node = lifted_mask(term.node, heads, editor, before)
-        if term.fill is not None:
-            node = _filled(node, term, editor, before)
-        elif term.factor != 1.0:
+        if term.fill is not None:  # what is filled in replaces what was added before
+            total = _filled(node, term, 0.0 if total is None else total, editor, before)
+            continue
+        if term.factor != 1.0:
             node = editor.call(aten.mul.Tensor, node, term.factor, before=before)
         total = node if total is None else editor.call(aten.add.Tensor, total, node, before=before)
     return total
 
 
-def _filled(condition: fx.Node, term: MaskTerm, editor: Editor, before: fx.Node) -> fx.Node:
-    fill = term.fill
-    if isinstance(fill, fx.Node):
-        if term.where:
-            return editor.call(aten.where.ScalarOther, condition, fill, 0.0, before=before)
-        return editor.call(aten.where.ScalarSelf, condition, 0.0, fill, before=before)
-    args = (float(fill), 0.0) if term.where else (0.0, float(fill))
-    return editor.call(aten.where.Scalar, condition, *args, before=before)
+def _filled(condition: fx.Node, term: MaskTerm, others: fx.Node | float, editor: Editor, before: fx.Node) -> fx.Node:
+    fill = term.fill if isinstance(term.fill, fx.Node) else float(term.fill)
+    chosen = (fill, others) if term.where else (others, fill)
+    overload = {
+        (True, True): aten.where.self,
+        (True, False): aten.where.ScalarOther,
+        (False, True): aten.where.ScalarSelf,
+        (False, False): aten.where.Scalar,
+    }[isinstance(chosen[0], fx.Node), isinstance(chosen[1], fx.Node)]
+    return editor.call(overload, condition, *chosen, before=before)

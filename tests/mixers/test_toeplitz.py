@@ -161,3 +161,9 @@ class TestWhatIsKeptBetweenCalls:
         assert recent.get(2, [parameter], lambda: "c") == "c"
         parameter.add_(1.0)
         assert recent.get(2, [parameter], lambda: "d") == "d"
+
+
+@pytest.mark.parametrize("window", [(-1, None), (None, -1)])
+def test_a_query_that_does_not_see_itself_is_refused(window):
+    spec = AttentionSpec(heads=2, kv_heads=2, head_dim=4, value_dim=4, scale=0.5, window=window)
+    assert "needs every query to see itself" in str(ToeplitzMixer.supports(spec, Toeplitz()))

@@ -222,6 +222,12 @@ MASKED = {
     ),
     "subtracted": lambda q, k, v, m, s: torch.softmax(q @ k.mT - torch.where(m, 0.0, 1e9), -1) @ v,
     "twice": lambda q, k, v, m, s: torch.softmax((q @ k.mT).masked_fill(~m, -1e9).masked_fill(~m, -1e9), -1) @ v,
+    "one fill over another": lambda q, k, v, m, s: (
+        torch.softmax((q @ k.mT).masked_fill(~m, -1e9).masked_fill(~m, torch.finfo(q.dtype).min), -1) @ v
+    ),
+    "filled and added": lambda q, k, v, m, s: (
+        torch.softmax((q @ k.mT + torch.where(m, 0.0, -1e9)).masked_fill(~m, -1e9), -1) @ v
+    ),
     "flat": by_bmm_masked,
 }
 

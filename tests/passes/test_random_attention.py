@@ -293,6 +293,14 @@ def inputs(batch, length):
     return {"x": torch.randn(batch, length, WIDTH), "keep": keep}
 
 
+def rounded_away(model, given):
+    """(B or 1, 1, T or 1, 1) bool: queries that see nothing, whose scores lose three digits beside -10,000."""
+    seen = model.seen(**given)
+    if seen is None or model.drawn.hidden != -1e4:
+        return torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+    return ~seen.any(-1, keepdim=True)
+
+
 def attempt(drawn):
     """The sites of a graph, after whatever was accepted was compared with the original."""
     torch.manual_seed(0)
@@ -312,7 +320,7 @@ def attempt(drawn):
         given = inputs(batch, length)
         with torch.no_grad():
             (actual, extra), (expected, more) = small(**given), model(**given)
-        undefined = expected.isnan()  # a query that sees nothing but -inf
+        undefined = expected.isnan() | rounded_away(model, given)  # NaN: a query that sees nothing but -inf
         assert_close((actual.masked_fill(undefined, 0), extra), (expected.masked_fill(undefined, 0), more))
     return [site for site in small.report.sites if site.spec is not None]
 
@@ -331,7 +339,7 @@ def says_what_was_drawn(drawn, site):
     assert spec.padding == ("padding" in drawn.sights)
 
 
-few = settings(derandomize=True, deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+few = settings(derandomize=True, deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
 many = settings(few, max_examples=800)
 
 

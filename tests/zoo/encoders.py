@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from family import SCALED_QUERY, Attention, Family, Window, attention, layers, nothing, unreadable
+from family import SCALED_QUERY, Attention, Family, Window, attention, layers, nothing
 
 TINY = {
     "vocab_size": 100,
@@ -92,14 +92,15 @@ FAMILIES = (
     Family("tapas", "TapasConfig", "TapasModel", {**TINY, "type_vocab_sizes": [3, 9, 9, 2, 9, 9, 10]},
            layers(padding=True)),
     Family("deberta", "DebertaConfig", "DebertaModel",
-           {**TINY, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}, unreadable("scores")),
+           {**TINY, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+           layers(bias="dense", scale=SCALED_QUERY)),
     Family("deberta without positions", "DebertaConfig", "DebertaModel", TINY,
            layers(padding=True, pads_queries=True, scale=SCALED_QUERY)),
     Family("deberta-v2", "DebertaV2Config", "DebertaV2Model",
-           {**TINY, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}, unreadable("scores"),
-           quick=True),
+           {**TINY, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+           layers(bias="dense", scale=SCALED_QUERY), quick=True),
     Family("xlnet", "XLNetConfig", "XLNetModel",
            {"vocab_size": 100, "d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128},
-           unreadable("scores", count="n_layer"), shortest=2),
+           layers(bias="dense"), shortest=2),
     Family("fnet", "FNetConfig", "FNetModel", TINY, nothing, "text alone"),
 )  # fmt: skip

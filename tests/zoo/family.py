@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 Window = tuple[int | None, int | None]
-SCALED_QUERY = 1.0  # the scale of an attention whose query is projected and scaled before its heads are split
+SCALED_QUERY = 1.0  # the scale of an attention whose query, or key, was scaled before their product
 
 
 @dataclass(frozen=True, kw_only=True)

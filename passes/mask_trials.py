@@ -50,14 +50,15 @@ class Padding:
 def padding_candidates(slicer: Slicer, mask: fx.Node, lengths: tuple[Size, Size]) -> list[fx.Node]:
     """Nodes of a mask's slice that may be its padding: two dimensions, a batch and as many as there are keys.
 
-    Booleans come first, then the others, each in the graph's order.
+    Only what is computed from the values of inputs: positions that are counted out are what they are. Booleans
+    come first, then the others, each in the graph's order.
     """
     queries, keys = (expression(size) for size in lengths)
     tokens = queries.free_symbols | keys.free_symbols
     nodes = [
         node
         for node in slicer.between([mask], [])
-        if node.op != "get_attr"
+        if any(other.op == "placeholder" for other in slicer.between([node], []))
         and len(shape := shape_of(node) or ()) == 2
         and shape[1] == keys
         and not shape[0].free_symbols & tokens
@@ -183,7 +184,7 @@ class MaskRunner:
         try:
             value = self.slicer.run(self.mask, feeds, sizes, parameters, widen=widen)
         except KeyError as error:
-            raise NotTriedError(str(error.args[0])) from error
+            raise NotTriedError(str(error.args[0]).replace("the slice depends", "the mask depends")) from error
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             told = (str(error).splitlines() or [type(error).__name__])[0]
             raise TooLongError(f"the mask can't be run at {queries} x {keys}: {told}") from error

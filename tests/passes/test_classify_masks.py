@@ -305,6 +305,17 @@ def test_packed_documents_are_kept_apart(name, one_attention, recognised):
     assert_close(small.graph_module(**inputs), model(**inputs))
 
 
+def test_positions_that_are_counted_out_are_no_documents(one_attention, recognised, padded):
+    """As decoders without a mask do it: they look for documents in positions that are always 0, 1, 2, ..."""
+
+    def mask(T, keep, model):
+        return by_restart(T, torch.arange(T)[None].expand(keep.shape[0], -1), model) & causal(T, keep, model)
+
+    model, inputs = one_attention(mask), padded()
+    result, sites = recognised(model)
+    check(result, sites, model, inputs, causal=True, padding=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.long, torch.float32])
 def test_numbers_that_say_what_exists_are_no_documents(dtype, one_attention, recognised, padded):
     for mask in (

@@ -48,7 +48,7 @@ FAMILIES = (
     bert_like("ernie", "Ernie"),
     bert_like("electra", "Electra", embedding_size=32),
     bert_like("albert", "Albert", embedding_size=32),
-    bert_like("bert-generation", "BertGeneration"),
+    Family("bert-generation", "BertGenerationConfig", "BertGenerationEncoder", TINY, layers(padding=True)),
     bert_like("megatron-bert", "MegatronBert"),
     bert_like("rembert", "RemBert", input_embedding_size=32, output_embedding_size=32),
     bert_like("roc-bert", "RoCBert", pronunciation_vocab_size=20, shape_vocab_size=20),

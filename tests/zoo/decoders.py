@@ -51,7 +51,7 @@ def latent(config: Any) -> list[Attention]:
 
 def differential(config: Any) -> list[Attention]:
     """Differential attention: pairs of heads share the values of both, which are read in two calls."""
-    one = attention(config, kv_heads=config.num_attention_heads, causal=True, padding=True)
+    one = attention(config, causal=True, padding=True)
     return [one] * (2 * config.num_hidden_layers)
 
 

@@ -1,6 +1,6 @@
 """Biases by head and offset s - t, as sequences of 2 T - 1 values: what T x T biases cost, without their T x T.
 
-T5 (Raffel et al., 2020, section 2.1) reads the value of an offset from a table of buckets; ALiBi (Press et al.,
+Raffel et al. (2020, section 2.1) read the value of an offset from a table of buckets; ALiBi (Press et al.,
 2022, equation 1) multiplies it by a slope of the head.
 """
 

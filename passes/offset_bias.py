@@ -123,7 +123,7 @@ def _settled(bias: TableBias, tokens: int, form: MaskForm, entries: int) -> Tabl
 
     Where a window ends, no offset is left to change. Otherwise the values must be the same from a quarter of
     the tokens on, and the table must hold nothing more that a longer distance could read: one entry for each
-    head may be left over, as T5's bucket of distance 0 in the second half is.
+    head may be left over, as the bucket of distance 0 is where both directions have buckets of their own.
     """
     places = bias.places
     differs = (places != places[:, :1]).any(0)

@@ -11,7 +11,7 @@ from remixer.testing import assert_close
 UNSEEN = [(1, 1), (3, 7), (2, 26)]
 LOWEST = torch.finfo(torch.float32).min
 SCALE = 8**-0.5
-softmax, BETWEEN = torch.softmax, "expected a softmax between two products"
+softmax, BETWEEN = torch.softmax, "expected a softmax between two products, found aten."
 
 
 class Near(nn.Module):
@@ -225,7 +225,7 @@ MISSES = {
     "weights written": (weights_changed, "is also read by select"),
     "slots of experts": (slots, "is also read by softmax"),
     "efficient attention": (efficient_attention, "found aten.transpose"),
-    "exp by hand": (normalised_by_hand, BETWEEN),
+    "exp by hand": (normalised_by_hand, BETWEEN + "exp"),
     "relu attention": (
         lambda q, k, v, x, s: torch.relu(scored(q, k)) / x.shape[1] @ v,
         "expected a softmax between two products",
@@ -234,7 +234,7 @@ MISSES = {
         lambda q, k, v, x, s: torch.sigmoid(scored(q, k)) @ v,
         "expected a softmax between two products",
     ),
-    "sparsemax": (lambda q, k, v, x, s: sparsemax(scored(q, k)) @ v, BETWEEN),
+    "sparsemax": (lambda q, k, v, x, s: sparsemax(scored(q, k)) @ v, BETWEEN + "sort"),
 }
 
 # Attention after all, of which so many sites are found; any reading that is exact will do.

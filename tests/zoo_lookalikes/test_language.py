@@ -314,12 +314,7 @@ SPELLINGS = {
 }
 
 
-FILLS = pytest.mark.xfail(strict=True, reason="fills over fills are added up, which makes -inf of the lowest number")
-TWICE_FILLED = ("einsum, causal, padded", "einsum, one head of keys", "two fills of the lowest number")
-MARKS = dict.fromkeys(TWICE_FILLED, FILLS)
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in SPELLINGS])
+@pytest.mark.parametrize("name", SPELLINGS)
 def test_spellings(name, recognised):
     model, inputs, spec = SPELLINGS[name]
     recognised(model, inputs, 1, spec)

@@ -11,6 +11,7 @@ KNOWN: dict[tuple[str, str], str] = {
     ("deepseek-v3", "eager"): "latent attention can't be run alone: its slice reaches the ids",
     ("minicpm3", "sdpa"): "latent attention can't be run alone: its slice reaches the ids",
     ("minicpm3", "eager"): "latent attention can't be run alone: its slice reaches the ids",
+    ("timesformer", "eager"): "ZeroDivisionError while symbols are evaluated",
     ("whisper", "sdpa"): "positions made by arange are taken for those of packed documents",
     ("whisper", "eager"): "positions made by arange are taken for those of packed documents",
     ("moonshine", "sdpa"): "positions made by arange are taken for those of packed documents",

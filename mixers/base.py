@@ -106,7 +106,8 @@ class Mixer(nn.Module, abc.ABC):
             key: (B, G, S, D).
             value: (B, G, S, E).
             padding: (B, S) bool, True where a key exists, or None where all do.
-            bias: broadcastable to (B, H, T, S), added to the scaled scores; carries the whole mask.
+            bias: what is added to the scaled scores. A dense one is broadcastable to (B, H, T, S) and carries the
+                whole mask; one by offset is (H, 2 T - 1), for keys T - 1 before the query to T - 1 after it.
             source: (B, S, C), the hidden state that the key projection reads.
 
         Returns:

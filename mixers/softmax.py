@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
+from remixer.mixers.masks import added_mask, allowed_keys
 from remixer.mixers.offset_bias import dense_bias, existing_places
 from remixer.mixers.registry import register
 from remixer.mixers.spec import AttentionSpec
-
-# Added to scores, it hides a key beside others, yet in a row of hidden keys the scores still tell them apart.
-HIDING = -1e4
 
 
 def repeat_heads(tensor: Tensor, groups: int) -> Tensor:
@@ -23,72 +21,6 @@ def repeat_heads(tensor: Tensor, groups: int) -> Tensor:
         return tensor
     B, G, S, D = tensor.shape
     return tensor[:, :, None].expand(B, G, groups, S, D).reshape(B, G * groups, S, D)
-
-
-def allowed_keys(
-    spec: AttentionSpec, queries: int, keys: int, padding: Tensor | None, device: torch.device
-) -> Tensor | None:
-    """Which keys each query may see by causality, window and padding.
-
-    Returns:
-        Bool, broadcastable to (B, 1, T, S), or None where every query sees every key.
-    """
-    near, exist = near_keys(spec, queries, keys, device), existing_keys(spec, padding)
-    return near if exist is None else exist if near is None else near & exist
-
-
-def near_keys(spec: AttentionSpec, queries: int, keys: int, device: torch.device) -> Tensor | None:
-    """Which keys each query may see by causality and window: (T, S) bool, or None for all."""
-    if not (spec.causal or spec.windowed):
-        return None
-    offset = torch.arange(keys, device=device) - torch.arange(queries, device=device)[:, None]
-    if spec.alignment == "end":
-        offset = offset - (keys - queries)
-    left, right = spec.window
-    near = None
-    if spec.causal:
-        near = offset <= 0
-    elif right is not None:
-        near = offset <= right
-    if left is not None:
-        before = offset >= -left
-        near = before if near is None else near & before
-    return near
-
-
-def existing_keys(spec: AttentionSpec, padding: Tensor | None) -> Tensor | None:
-    """Which keys each query may see by padding: bool, broadcastable to (B, 1, T, S), or None for all."""
-    if padding is None:
-        return None
-    exist = padding[:, None, None, :]
-    return exist & padding[:, None, :, None] if spec.pads_queries else exist
-
-
-def added_mask(spec: AttentionSpec, queries: int, keys: int, padding: Tensor | None, like: Tensor) -> Tensor | None:
-    """0 for the keys that each query may see, and for others a number that makes dead rows what they are.
-
-    Args:
-        spec: says what they are.
-        queries: T.
-        keys: S.
-        padding: (B, S) bool, or None.
-        like: gives dtype and device.
-
-    Returns:
-        Broadcastable to (B, 1, T, S), or None where every query sees every key.
-    """
-    near, exist = near_keys(spec, queries, keys, like.device), existing_keys(spec, padding)
-    seen = torch.zeros((), dtype=like.dtype, device=like.device)
-    hidden = HIDING if spec.dead_rows == "all" else torch.finfo(like.dtype).min
-    if spec.dead_rows in ("past", "once") and near is not None and exist is not None:
-        padded = torch.where(exist, seen, hidden)
-        if spec.dead_rows == "once":
-            return torch.where(near, padded, padded + hidden)
-        past = near_keys(replace(spec, window=(None, spec.window[1])), queries, keys, like.device)
-        padded = torch.where(near, padded, padded + hidden)
-        return padded if past is None else torch.where(past, padded, -torch.inf)
-    allowed = near if exist is None else exist if near is None else near & exist
-    return None if allowed is None else torch.where(allowed, seen, hidden)
 
 
 def with_sink(

@@ -10,7 +10,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from remixer.mixers.softmax import allowed_keys
+from remixer.mixers.masks import allowed_keys
 from remixer.passes.base import Pass
 from remixer.passes.mask_trials import random_parameters
 from remixer.passes.sites import Site, lengths_of, named_nodes, sites_of

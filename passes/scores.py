@@ -153,14 +153,18 @@ def _scaled(scores: Scores, factor: float, node: fx.Node) -> Scores | Miss:
     return replace(scores, scale=scores.scale * factor, terms=terms)
 
 
-def summed(terms: tuple[MaskTerm, ...], heads: int, editor: Editor, before: fx.Node) -> fx.Node | None:
-    """One tensor to add to the scores, in front of a node; None where nothing is added."""
+def summed(
+    terms: tuple[MaskTerm, ...], heads: int, dtype: torch.dtype, editor: Editor, before: fx.Node
+) -> fx.Node | None:
+    """One tensor to add to the scores of some dtype, in front of a node; None where nothing is added."""
     total: fx.Node | None = None
     for term in terms:
         node = lifted_mask(term.node, heads, editor, before)
         if term.fill is not None:  # what is filled in replaces what was added before
             total = _filled(node, term, 0.0 if total is None else total, editor, before)
             continue
+        if node.meta["val"].dtype == torch.bool:  # added, it is 0 and 1, and hides nothing
+            node = editor.call(aten.to.dtype, node, dtype, before=before)
         if term.factor != 1.0:
             node = editor.call(aten.mul.Tensor, node, term.factor, before=before)
         total = node if total is None else editor.call(aten.add.Tensor, total, node, before=before)

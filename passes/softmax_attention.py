@@ -119,7 +119,7 @@ class SoftmaxAttention(Rule):
         }
         if found.sink is not None:
             cuts["sink"] = operands["sink"] = found.sink
-        if (mask := summed(found.mask, spec.heads, editor, root)) is not None:
+        if (mask := summed(found.mask, spec.heads, spec.dtype, editor, root)) is not None:
             operands["bias"] = mask
 
         return raised(

@@ -134,6 +134,17 @@ def test_baddbmm_onto_a_bias(one_attention, recognised):
     assert_close(result.graph_module(x), model(x))
 
 
+def test_a_boolean_that_is_added_hides_nothing(one_attention, recognised):
+    model = one_attention(
+        mask=lambda T, keep, s: torch.ones(T, T, dtype=torch.bool).tril(),
+        mix=lambda q, k, v, m, s: torch.softmax(q @ k.mT + m, -1) @ v,
+    )
+    inputs = (torch.randn(2, 9, 16),)
+    result, (site,) = recognised(model, inputs)
+    assert not site.spec.causal
+    assert_close(result.graph_module(*inputs), model(*inputs))
+
+
 SINKS = {
     "two columns": (
         lambda q, k, v, m, s: torch.softmax(torch.cat([q @ k.mT, q], -1), -1)[..., :-8] @ v,

@@ -115,7 +115,7 @@ def _viewed(node: fx.Node) -> list[fx.Node]:
 def later_readers(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Pairs (write, reader): a node that changes a storage, and one that reads it later by another way.
 
-    A backward slice over operands alone misses these; BEiT-like index tables are built by such writes.
+    A backward slice over operands alone misses these; index tables of relative positions are built by such writes.
     """
     order = {node: index for index, node in enumerate(graph.nodes)}
     found = [node for node in graph.nodes if node.op == "call_function" and writes(node)]

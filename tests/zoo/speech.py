@@ -27,7 +27,7 @@ def speech_like(name: str, prefix: str, quick: bool = False, **options: Any) -> 
 
 
 FAMILIES = (
-    speech_like("wav2vec2", "Wav2Vec2", quick=True),
+    speech_like("wav2vec2", "Wav2Vec2"),
     speech_like("wav2vec2 stable", "Wav2Vec2", do_stable_layer_norm=True),
     speech_like("hubert", "Hubert"),
     speech_like("unispeech", "UniSpeech"),

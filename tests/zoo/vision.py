@@ -129,7 +129,7 @@ FAMILIES = (
     Family("pvt-v2", "PvtV2Config", "PvtV2Model", STAGES, staged(), "image"),
     Family("segformer", "SegformerConfig", "SegformerModel", STAGES, staged(), "image"),
     Family("glpn", "GLPNConfig", "GLPNModel", STAGES, staged(), "image"),
-    Family("swin", "SwinConfig", "SwinModel", SWIN, windows(), "image", quick=True),
+    Family("swin", "SwinConfig", "SwinModel", SWIN, windows(), "image"),
     Family("swinv2", "Swinv2Config", "Swinv2Model", SWIN, unreadable("tensor", count="num_layers", each=2), "image"),
     Family("mobilevit", "MobileViTConfig", "MobileViTModel",
            {"image_size": 32, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 8, 16, 16, 16, 32],

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from remixer.passes.base import Pass
-from remixer.rewrite.editor import Edit, Editor
+from remixer.rewrite.editor import Editor
 from remixer.rewrite.effects import is_impure, storages_of, written_storages
 from remixer.rewrite.match import arguments
 from remixer.rewrite.program import shape_of
@@ -146,8 +146,7 @@ def _fold(editor: Editor, node: fx.Node, operand: fx.Node) -> None:
         editor.replace(node, operand)
     else:  # an expansion that its readers make by themselves
         for user in list(node.users):
-            user.replace_input_with(node, operand)
-        editor.edits.append(Edit("replace", node.name))
+            editor.read(user, node, operand)
     unread = [node]
     while unread:
         gone = unread.pop()

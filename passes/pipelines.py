@@ -11,6 +11,7 @@ from remixer.passes.einsum_to_matmul import EinsumToMatmul
 from remixer.passes.prove_sites import ProveSites
 from remixer.passes.recognise_attention import RULES, RecogniseAttention
 from remixer.passes.select import Selection
+from remixer.passes.settle_writes import SettleWrites
 from remixer.passes.substitute import Substitute
 from remixer.passes.sweep import Sweep
 from remixer.rewrite.rule import Rule
@@ -18,7 +19,10 @@ from remixer.rewrite.rule import Rule
 
 def recognition(rules: tuple[Rule, ...] = RULES, watch: Callable[[Result], None] | None = None) -> Pipeline:
     """From a captured program to one in which every attention that was understood is a proven site."""
-    return Pipeline((EinsumToMatmul(), Canonicalise(), RecogniseAttention(rules), ClassifyMasks(), ProveSites()), watch)
+    return Pipeline(
+        (SettleWrites(), EinsumToMatmul(), Canonicalise(), RecogniseAttention(rules), ClassifyMasks(), ProveSites()),
+        watch,
+    )
 
 
 def replacement(

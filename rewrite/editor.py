@@ -135,6 +135,11 @@ class Editor:
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user.name not in self._added)
         self.edits.append(Edit("replace", old.name))
 
+    def read(self, reader: fx.Node, old: fx.Node, new: fx.Node) -> None:
+        """Let one reader of a node read another."""
+        reader.replace_input_with(old, new)
+        self.edits.append(Edit("replace", reader.name))
+
     def set_operands(self, node: fx.Node, operands: Mapping[str, Any]) -> None:
         """Give a node other named operands."""
         node.kwargs = dict(operands)

@@ -39,7 +39,7 @@ def test_json_holds_everything(model, inputs):
     assert plain["sites"][0]["spec"]["words"] == str(report.sites[0].spec)
     assert plain["sites"][0]["config"]["window"] == 4
     assert plain["sites"][0]["config"]["mixer"] == "long_short"
-    assert [step["name"] for step in plain["passes"]][:2] == ["capture", "EinsumToMatmul"]
+    assert [step["name"] for step in plain["passes"]][:2] == ["capture", "SettleWrites"]
 
 
 def test_neighbours_that_are_alike_share_a_row():

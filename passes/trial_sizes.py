@@ -66,11 +66,21 @@ def sizes_of(program: Program, batch: int, length: int, lengths: Iterable[Size] 
             size = max(smallest, (length + (7 + length % 5) * index) * factor)
             sizes[symbol] = size if largest is None else min(size, largest)
         moving = [size for size in lengths if expression(size).free_symbols]
-        if all(evaluate(size, sizes) >= length for size in moving):
+        if all(_reaches(size, sizes, length) for size in moving):
             return sizes
         if all(sizes[symbol] == program.limits.get(symbol, (1, None))[1] for symbol in tokens):
             return sizes
     raise NotTriedError(f"the lengths {wanted} don't grow with the inputs")
+
+
+def _reaches(size: Size, sizes: dict[sympy.Symbol, int], length: int) -> bool:
+    """Whether a size is at least so long; one that is so small that something else divides by zero isn't."""
+    try:
+        return evaluate(size, sizes) >= length
+    except KeyError as error:
+        if isinstance(error.__cause__, ZeroDivisionError):
+            return False
+        raise
 
 
 def trial_sizes(program: Program, lengths: tuple[Size, Size]) -> Iterator[dict[sympy.Symbol, int]]:

@@ -177,9 +177,12 @@ def evaluate(size: int | torch.SymInt, sizes: Mapping[sympy.Symbol, int]) -> int
     """A symbolic size at given values of its symbols.
 
     Raises:
-        KeyError: a symbol has no value.
+        KeyError: a symbol has no value, or the size divides by what is zero there.
     """
-    value = expression(size).xreplace({symbol: sympy.Integer(number) for symbol, number in sizes.items()})
+    try:
+        value = expression(size).xreplace({symbol: sympy.Integer(number) for symbol, number in sizes.items()})
+    except ZeroDivisionError as error:
+        raise KeyError(f"size {size} divides by zero at the sizes that are tried") from error
     if value.free_symbols:
         raise KeyError(f"size {value} depends on symbols without a value")
     return int(value)

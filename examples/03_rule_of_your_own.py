@@ -1,7 +1,8 @@
-"""A rule of your own: attention written with einsum, in a layout with the heads behind the tokens.
+"""A rule of your own: attention without a matrix product, by broadcasting and sums.
 
-remixer's own rules look for matrix products. This one reads `einsum` spellings; put in front of `remixer.RULES`, it
-serves `explain` and `remix` like any other. Whatever it reads is proven against the model before it counts.
+remixer's own rules look for matrix products. This one reads products of all pairs that are summed up; put in front of
+`remixer.RULES`, it serves `explain` and `remix` like any other. Whatever it reads is proven against the model before it
+counts.
 
 Run: python examples/03_rule_of_your_own.py
 """
@@ -15,11 +16,9 @@ from remixer.passes.raise_attention import raised
 from remixer.rewrite.program import shape_of
 from remixer.testing import assert_close, assert_sites
 
-aten = torch.ops.aten
 
-
-class EinsumAttention(nn.Module):
-    """Attention as papers write it: (batch, tokens, heads, size) throughout."""
+class BroadcastAttention(nn.Module):
+    """Attention as a first draft has it: every pair of tokens by itself."""
 
     def __init__(self, width: int = 64, heads: int = 4) -> None:
         super().__init__()
@@ -28,31 +27,37 @@ class EinsumAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C)."""
-        q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        weights = torch.softmax(torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5, dim=-1)
-        return torch.einsum("bhts,bshd->bthd", weights, v).flatten(2)
+        q, k, v = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1) * q.shape[-1] ** -0.5
+        weights = torch.softmax(scores, dim=-1)
+        return (weights.unsqueeze(-1) * v.unsqueeze(2)).sum(3).transpose(1, 2).flatten(2)
 
 
-class EinsumRule(Rule):
-    """softmax(scale * einsum(Q, K)), multiplied with V by einsum."""
+class BroadcastRule(Rule):
+    """softmax(scale * sum of Q * K over features), times V, summed over keys."""
 
     anchor = "weights"
 
     def pattern(self, p: Recorder):
-        """The four calls, from the last back to the first."""
-        operands = [p.tensor("query"), p.tensor("key")]
-        scores = p.call("aten.einsum.default", "bthd,bshd->bhts", operands)
+        """The calls, from the last back to the first."""
+
+        def spread(inner, dim: int):
+            return p.call("aten.unsqueeze.default", inner, dim)
+
+        pairs = p.call("aten.mul.Tensor", spread(p.tensor("query"), 3), spread(p.tensor("key"), 2))
+        scores = p.call("aten.sum.dim_IntList", pairs, [-1])
         scaled = p.call("aten.mul.Tensor", scores, p.constant("scale"))
         weights = p.call("aten.softmax.int", scaled, -1, rest=True, name="weights")
-        return p.call("aten.einsum.default", "bhts,bshd->bthd", [weights, p.tensor("value")])
+        weighted = p.call("aten.mul.Tensor", spread(weights, -1), spread(p.tensor("value"), 2))
+        return p.call("aten.sum.dim_IntList", weighted, [3])
 
     def check(self, match: Match) -> Match:
         """Nothing to refuse: the pattern leaves no room. A wrong reading would fail its proof."""
         return match
 
     def rewrite(self, match: Match, editor: Editor) -> fx.Node:
-        """The canonical operator, between transposes into its layout and back."""
-        _, _, heads, size = shape_of(match["query"])
+        """The canonical operator, whose layout (B, H, T, D) the operands have already."""
+        _, heads, _, size = shape_of(match["query"])
         spec = AttentionSpec(
             heads=int(heads),
             kv_heads=int(heads),
@@ -60,20 +65,15 @@ class EinsumRule(Rule):
             value_dim=int(size),
             scale=match["scale"],
         )
-
-        def exchanged(node: fx.Node) -> fx.Node:
-            return editor.call(aten.transpose.int, node, 1, 2, before=match.root)
-
-        cuts = {name: match[name] for name in ("query", "key", "value")}
-        operands = {name: exchanged(node) for name, node in cuts.items()}
-        return raised(match, spec, editor, self.name, operands, cuts=cuts, layout=exchanged)
+        operands = {name: match[name] for name in ("query", "key", "value")}
+        return raised(match, spec, editor, self.name, operands)
 
 
 def main() -> None:
     """Without the rule the attention is a miss; with it, it is replaced."""
-    model, x = EinsumAttention().eval(), torch.randn(2, 16, 64)
+    model, x = BroadcastAttention().eval(), torch.randn(2, 16, 64)
     print("without the rule:", remixer.explain(model, x).sites[0].reason)
-    rules = (EinsumRule(), *remixer.RULES)
+    rules = (BroadcastRule(), *remixer.RULES)
     small = remixer.remix(model, "long_short", x, rules=rules)
     print(small.report)
     same = remixer.remix(model, "softmax", x, rules=rules)

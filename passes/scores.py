@@ -15,6 +15,7 @@ from remixer.rewrite.match import Match, Miss, arguments
 from remixer.rewrite.program import shape_of
 
 aten = torch.ops.aten
+_HIDDEN = -1e4  # beside this, scores are nothing
 CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten.contiguous.default)
 RESHAPES = (
     aten.view.default,
@@ -29,12 +30,13 @@ RESHAPES = (
 
 @dataclass(frozen=True)
 class MaskTerm:
-    """Something added to the scores: a tensor, or a number wherever a condition says so."""
+    """Something done to the scores: a tensor added, a number filled in on a condition, or one that is the least."""
 
     node: fx.Node
     factor: float = 1.0
     fill: Any = None
     where: bool = True  # the condition's value at which `fill` applies
+    least: float | None = None  # lower scores are raised to this; `node` is what they are compared with
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,11 @@ def _step(scores: Scores, node: fx.Node, operand: int, graph_module: fx.GraphMod
         if operand == 1 and alpha != 1.0:
             return Miss("the scores are scaled by alpha of an add", node)
         return replace(scores, terms=(*scores.terms, MaskTerm(other, alpha)))
+    if name in ("max", "maximum"):
+        least = number_of(given[1 - operand], graph_module)
+        if least is None or least > _HIDDEN or not isinstance(given[1 - operand], fx.Node):
+            return Miss("the scores are clamped", node)
+        return replace(scores, terms=(*scores.terms, MaskTerm(given[1 - operand], least=least)))
     if name == "where":
         term = MaskTerm(given[0], fill=given[3 - operand], where=operand == 2)
     else:
@@ -147,7 +154,7 @@ def _scaled(scores: Scores, factor: float, node: fx.Node) -> Scores | Miss:
         return replace(scores, capped=False, softcap=factor, scale=scores.scale * factor)
     if scores.softcap is not None:
         return Miss("the scores are scaled after their softcap", node)
-    if any(term.fill is not None for term in scores.terms):
+    if any(term.fill is not None or term.least is not None for term in scores.terms):
         return Miss("the scores are scaled after entries were filled in", node)
     terms = tuple(replace(term, factor=term.factor * factor) for term in scores.terms)
     return replace(scores, scale=scores.scale * factor, terms=terms)
@@ -159,6 +166,9 @@ def summed(
     """One tensor to add to the scores of some dtype, in front of a node; None where nothing is added."""
     total: fx.Node | None = None
     for term in terms:
+        if term.least is not None:  # far below any score: only what a mask has lowered further is raised
+            total = None if total is None else editor.call(aten.clamp_min.default, total, term.least, before=before)
+            continue
         node = lifted_mask(term.node, heads, editor, before)
         if term.fill is not None:  # what is filled in replaces what was added before
             total = _filled(node, term, 0.0 if total is None else total, editor, before)

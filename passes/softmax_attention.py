@@ -46,7 +46,7 @@ class SoftmaxAttention(Rule):
         logits = p.through(
             scores,
             [
-                p.step([aten.mul.Tensor, aten.add.Tensor], 0, 1),
+                p.step([aten.mul.Tensor, aten.add.Tensor, aten.max.other, aten.maximum.default], 0, 1),
                 p.step([aten.div.Tensor, aten.sub.Tensor, aten.tanh.default]),
                 p.step([aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf], 1, 2),
                 p.step([aten.masked_fill.Scalar, aten.masked_fill.Tensor]),
@@ -100,7 +100,7 @@ class SoftmaxAttention(Rule):
             scale=scores.scale,
             softcap=scores.softcap,
             sink=scores.sink is not None,
-            bias="dense" if scores.terms else "none",
+            bias="dense" if any(term.least is None for term in scores.terms) else "none",
             dropout=1.0 - kept,
             cross=not same_length(*match["scores"].meta["val"].shape[-2:]),
             source_dim=int(shape_of(source)[2]) if source is not None else None,  # type: ignore[index]
@@ -129,6 +129,6 @@ class SoftmaxAttention(Rule):
             self.name,
             operands,
             cuts=cuts,
-            masks=[term.node for term in found.mask],
+            masks=[term.node for term in found.mask if term.least is None],
             layout=lambda mixed: lowered(mixed, root, editor, root),
         )

@@ -233,6 +233,10 @@ MASKED = {
     ),
     "subtracted": lambda q, k, v, m, s: torch.softmax(q @ k.mT - torch.where(m, 0.0, 1e9), -1) @ v,
     "twice": lambda q, k, v, m, s: torch.softmax((q @ k.mT).masked_fill(~m, -1e9).masked_fill(~m, -1e9), -1) @ v,
+    "no less than the lowest": lambda q, k, v, m, s: (
+        torch.softmax(torch.max(q @ k.mT + torch.where(m, 0.0, -torch.inf), torch.tensor(torch.finfo(q.dtype).min)), -1)
+        @ v
+    ),
     "one fill over another": lambda q, k, v, m, s: (
         torch.softmax((q @ k.mT).masked_fill(~m, -1e9).masked_fill(~m, torch.finfo(q.dtype).min), -1) @ v
     ),

@@ -72,7 +72,6 @@ FAMILIES = (
     Family("gpt-bigcode multi-head", "GPTBigCodeConfig", "GPTBigCodeModel", {**OLD, "multi_query": False}, causal()),
     Family("openai-gpt", "OpenAIGPTConfig", "OpenAIGPTModel", OLD, causal()),
     Family("ctrl", "CTRLConfig", "CTRLModel", {**OLD, "dff": 128}, causal()),
-    Family("imagegpt", "ImageGPTConfig", "ImageGPTModel", OLD, causal()),
     Family("opt", "OPTConfig", "OPTModel", {**TINY, "ffn_dim": 128}, causal(scale=SCALED_QUERY)),
     Family("xglm", "XGLMConfig", "XGLMModel",
            {"vocab_size": 100, "d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 128},

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from family import Family, layers, unreadable
+from family import SCALED_QUERY, Family, layers, unreadable
 
 SPEECH = {
     "vocab_size": 32,
@@ -34,10 +34,11 @@ FAMILIES = (
     speech_like("unispeech-sat", "UniSpeechSat"),
     speech_like("data2vec-audio", "Data2VecAudio", num_conv_pos_embeddings=2, conv_pos_kernel_size=3),
     speech_like("sew", "SEW", squeeze_factor=1),
-    Family("wavlm", "WavLMConfig", "WavLMModel", SPEECH, layers(bias="dense"), "waveform"),
-    Family("sew-d", "SEWDConfig", "SEWDModel", {**SPEECH, "squeeze_factor": 1}, unreadable("scores"), "waveform"),
+    Family("wavlm", "WavLMConfig", "WavLMModel", SPEECH, layers(bias="dense", scale=SCALED_QUERY),
+           "waveform"),
+    Family("sew-d", "SEWDConfig", "SEWDModel", {**SPEECH, "squeeze_factor": 1}, unreadable("masked_fill"), "waveform"),
     Family("wav2vec2-conformer", "Wav2Vec2ConformerConfig", "Wav2Vec2ConformerModel", SPEECH,
-           unreadable("scores"), "waveform"),
+           layers(bias="dense"), "waveform"),
     Family("wav2vec2-conformer rotary", "Wav2Vec2ConformerConfig", "Wav2Vec2ConformerModel",
            {**SPEECH, "position_embeddings_type": "rotary"}, layers(padding=True), "waveform"),
     Family("wav2vec2-bert", "Wav2Vec2BertConfig", "Wav2Vec2BertModel",

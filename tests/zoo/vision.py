@@ -67,19 +67,6 @@ def staged(**given: Any) -> Expected:
     return expected
 
 
-def windows(**given: Any) -> Expected:
-    """Swin: a table of biases by offset in two dimensions, twice the width and heads in every stage."""
-
-    def expected(config: Any) -> list[Attention]:
-        return [
-            attention(config, heads=heads, head_dim=config.embed_dim * 2**stage // heads, bias="dense", **given)
-            for stage, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True))
-            for _ in range(depth)
-        ]
-
-    return expected
-
-
 FAMILIES = (
     vit_like("vit", "ViT", quick=True),
     vit_like("deit", "DeiT"),
@@ -129,7 +116,8 @@ FAMILIES = (
     Family("pvt-v2", "PvtV2Config", "PvtV2Model", STAGES, staged(), "image"),
     Family("segformer", "SegformerConfig", "SegformerModel", STAGES, staged(), "image"),
     Family("glpn", "GLPNConfig", "GLPNModel", STAGES, staged(), "image"),
-    Family("swin", "SwinConfig", "SwinModel", SWIN, windows(), "image"),
+    Family("swin", "SwinConfig", "SwinModel", SWIN,
+           unreadable("don't grow", count="num_layers", each=2), "image"),
     Family("swinv2", "Swinv2Config", "Swinv2Model", SWIN, unreadable("tensor", count="num_layers", each=2), "image"),
     Family("mobilevit", "MobileViTConfig", "MobileViTModel",
            {"image_size": 32, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 8, 16, 16, 16, 32],

@@ -12,6 +12,15 @@ from remixer.rewrite.editor import Editor
 from remixer.rewrite.effects import storages_of, written
 
 aten = torch.ops.aten
+# Operators that make a tensor to be filled. What is computed and then changed stays as it is, and a rule says so.
+_BLANK = {
+    aten.empty.memory_format,
+    aten.new_empty.default,
+    aten.empty_like.default,
+    aten.zeros.default,
+    aten.new_zeros.default,
+    aten.zeros_like.default,
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class SettleWrites(Pass):
                 for storage in storages_of(operand):
                     last[storage] = node
         for storage, write in last.items():
-            if storage.op != "call_function" or not isinstance(storage.meta.get("val"), torch.Tensor):
+            if storage.target not in _BLANK:
                 continue
             later = [user for user in storage.users if order[user] > order[write]]
             if not later:

@@ -28,9 +28,9 @@ def test_a_key_that_is_put_together_is_a_node(one_attention, recognised):
 
 def test_readers_before_the_last_write_stay(one_attention):
     def early(q, k, v, mask, model):
-        total = k.clone()
-        before = total.sum()
-        total[..., :4] = 1.0
+        total = k.new_zeros(k.shape)
+        before = (total + 2.0).sum()
+        total[..., :4] = k[..., 4:]
         return total * before + total
 
     model = one_attention(mix=early)
@@ -39,6 +39,16 @@ def test_readers_before_the_last_write_stay(one_attention):
     assert len(copies) == 1
     x = torch.randn(3, 5, 16)
     assert_close(result.graph_module(x), model(x))
+
+
+def test_what_was_computed_and_changed_stays(one_attention):
+    def changed(q, k, v, mask, model):
+        total = k * 2.0
+        total[..., :4] = 1.0
+        return total
+
+    result = SettleWrites()(capture(one_attention(mix=changed), (torch.randn(2, 9, 16),)))
+    assert not result.modified
 
 
 def test_nothing_written_nothing_changed(one_attention):

@@ -9,17 +9,17 @@ from torch import fx
 
 from remixer.passes.base import Pass
 from remixer.passes.fused_attention import FusedAttention
-from remixer.passes.scores import CASTS, RESHAPES
+from remixer.passes.scores import CASTS, RESHAPES, SOFTMAXES
 from remixer.passes.sites import sites_of, unique_name
 from remixer.passes.softmax_attention import SoftmaxAttention
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Miss, module_path
+from remixer.rewrite.matcher import word_for
 from remixer.rewrite.program import expression, shape_of
 from remixer.rewrite.rule import Rule, apply
 
 aten = torch.ops.aten
 RULES: tuple[Rule, ...] = (FusedAttention(), SoftmaxAttention())
-SOFTMAXES = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
 _PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default}
 _LAYERS = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.layer_norm.default}
 _SCALES_AND_MASKS = {
@@ -53,11 +53,11 @@ class RecogniseAttention(Pass):
             if node in covered or node in told or not _pairwise(editor, node):
                 continue
             if node.target in SOFTMAXES:
-                found = _name_of(stop) if (stop := _behind(node)) else "nothing"
+                found = word_for(stop) if (stop := _behind(node)) else "nothing"
                 reason = f"a softmax over pairs of tokens is in no product with values: found {found} behind it"
                 editor.miss(Miss(reason, stop or node, anchor=node))
             elif node.target in _PRODUCTS and (stop := _other_weights(node)):
-                reason = f"expected a softmax between two products, found {_name_of(stop)}"
+                reason = f"expected a softmax between two products, found {word_for(stop)}"
                 editor.miss(Miss(reason, stop, anchor=node))
         _name_misses(editor)
 
@@ -128,11 +128,6 @@ def _first_other(scores: fx.Node) -> fx.Node | None:
             break
         found = behind
     return found
-
-
-def _name_of(node: fx.Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return str(schema.name).replace("::", ".") if schema else str(node.target)
 
 
 def _covered(editor: Editor) -> set[fx.Node]:

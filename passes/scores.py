@@ -17,6 +17,7 @@ from remixer.rewrite.program import shape_of
 aten = torch.ops.aten
 _HIDDEN = -1e4  # beside this, scores are nothing
 CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten.contiguous.default)
+SOFTMAXES = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
 RESHAPES = (
     aten.view.default,
     aten.reshape.default,

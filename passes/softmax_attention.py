@@ -16,7 +16,7 @@ from remixer.mixers import AttentionSpec
 from remixer.passes.layouts import heads_of, lifted, lowered, merges_heads
 from remixer.passes.operands import grouped, hidden_state, key_cut, transposed, ungrouped, untransposed
 from remixer.passes.raise_attention import Reading, attention_dropout, raised
-from remixer.passes.scores import CASTS, RESHAPES, read_scores, read_sink, summed
+from remixer.passes.scores import CASTS, RESHAPES, SOFTMAXES, read_scores, read_sink, summed
 from remixer.passes.sites import same_length
 from remixer.rewrite.dropout import Dropout
 from remixer.rewrite.editor import Editor
@@ -55,10 +55,7 @@ class SoftmaxAttention(Rule):
             ],
             "before",
         )
-        weights = p.call(
-            [aten.softmax.int, aten._softmax.default, aten._safe_softmax.default],
-            logits, p.constant("dim"), rest=True, name="weights",
-        )  # fmt: skip
+        weights = p.call(SOFTMAXES, logits, p.constant("dim"), rest=True, name="weights")
         dropped = p.through(weights, [p.step(Dropout), p.step([aten.slice.Tensor, *CASTS, *RESHAPES])], "after")
         return p.call(_PRODUCTS, dropped, grouped(p, "value"))
 

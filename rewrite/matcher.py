@@ -87,7 +87,7 @@ class Matcher:
     def _anything(self, pattern: Anything, value: Any, match: Match) -> Iterator[Match]:
         node = isinstance(value, fx.Node)
         if pattern.constant and (node or not isinstance(value, (int, float))):
-            self._fail(match, Miss(f"{pattern.name} is {_word(value)}, expected a number", _at(value, match)))
+            self._fail(match, Miss(f"{pattern.name} is {word_for(value)}, expected a number", _at(value, match)))
         elif pattern.tensor and not node:
             self._fail(match, Miss(f"{pattern.name} is {value!r}, expected a tensor", match.root))
         else:
@@ -98,12 +98,12 @@ class Matcher:
             yield match
         else:
             last = match.inner[-1] if match.inner else match.root
-            self._fail(match, Miss(f"an argument is {_word(value)}, expected {expected!r}", last))
+            self._fail(match, Miss(f"an argument is {word_for(value)}, expected {expected!r}", last))
 
     def _call(self, pattern: Call, value: Any, match: Match) -> Iterator[Match]:
         if not isinstance(value, fx.Node) or not self._targets(value, pattern.targets):
             wanted = " or ".join(sorted({_target_name(target) for target in pattern.targets}))
-            self._fail(match, Miss(f"expected {wanted}, found {_word(value)}", _at(value, match)))
+            self._fail(match, Miss(f"expected {wanted}, found {word_for(value)}", _at(value, match)))
             return
         given = list(arguments(value).values())
         if len(given) < len(pattern.operands):
@@ -185,7 +185,8 @@ def _target_name(target: Any) -> str:
     return str(target._schema.name.replace("::", ".")) if hasattr(target, "_schema") else target.__name__
 
 
-def _word(value: Any) -> str:
+def word_for(value: Any) -> str:
+    """How reasons call an argument: a node by its operator, anything else by its value."""
     if not isinstance(value, fx.Node):
         return repr(value)
     return f"{value.name} ({value.op})" if value.op != "call_function" else _target_name(value.target)

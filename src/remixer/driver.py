@@ -102,7 +102,7 @@ def remix(
     names = [site.name for site in sites_of(steps.program)]
     missed = missed_sites(steps)
     if not names:
-        raise NoAttentionError(_nothing_found(steps, missed))
+        raise NoAttentionError(_nothing_found(steps, missed), report_of(steps, "understood"))
     selection.check([*names, *missed])
     _refuse_missed(selection, missed, strict)
     steps.add(replacement(selection, strict=strict)(steps.program))
@@ -163,7 +163,7 @@ def _nothing_found(steps: Steps, missed: dict[str, Miss]) -> str:
     place, miss = next(iter(missed.items()))
     return (
         f"no attention in {steps.model} was understood; of {len(missed)} candidates the first, at {place}: "
-        f"{miss}. remixer.explain(model, inputs) lists them all"
+        f"{miss}. This error's report lists them all"
     )
 
 

@@ -43,8 +43,8 @@ def examine(family: Any, form: str) -> Outcome:
     try:
         small = remixer.remix(model, "softmax", example.kwargs)
         report = small.report
-    except NoAttentionError:
-        report = remixer.explain(model, example.kwargs)
+    except NoAttentionError as error:
+        report = error.report
     outcome = Outcome(
         [site for site in report.sites if site.spec is not None], [site for site in report.sites if site.spec is None]
     )

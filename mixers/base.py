@@ -13,10 +13,11 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
-from remixer.mixers.errors import MixerConfigError
+from remixer.mixers.errors import MixerConfigError, NoStepError
 from remixer.mixers.spec import AttentionSpec
 
 Order = Literal["n", "n log n", "n^2"]
+State = dict[str, Tensor]
 OPERANDS = ("query", "key", "value", "padding", "bias", "source", "sink")
 
 
@@ -126,3 +127,46 @@ class Mixer(nn.Module, abc.ABC):
         source: Tensor | None = None,
     ) -> Tensor:
         """`forward` in its slow, obvious form: the same arguments, values and gradients."""
+
+    def initial_state(self, batch: int, length: int, like: Tensor) -> State:
+        """What `step` knows before the first token: tensors of fixed shapes, by name.
+
+        Args:
+            batch: B.
+            length: how many tokens there will be at most.
+            like: gives dtype and device.
+
+        Raises:
+            NoStepError: this mixer can't go token by token.
+        """
+        raise NoStepError(f"{self.config.name!r} can't go token by token")
+
+    def step(
+        self,
+        state: State,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """What `forward` gives for the next token, from that token alone and the state.
+
+        Args:
+            state: of the tokens before; it must not be used again, since its memory may be.
+            query: (B, H, 1, D).
+            key: (B, G, 1, D).
+            value: (B, G, 1, E).
+            padding: (B, 1) bool, whether the token exists, or None.
+            bias: see `forward`; one by offset is (H, 2 length - 1) for the length that the state was made for.
+            source: (B, 1, C).
+
+        Returns:
+            (B, H, 1, E), and the state of all tokens up to this one.
+
+        Raises:
+            NoStepError: this mixer can't go token by token.
+        """
+        raise NoStepError(f"{self.config.name!r} can't go token by token")

@@ -7,3 +7,7 @@ class UnknownMixerError(LookupError):
 
 class MixerConfigError(ValueError):
     """A mixer's config has a value that no attention could take."""
+
+
+class NoStepError(NotImplementedError):
+    """A mixer that needs the whole sequence was asked to go token by token."""

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from remixer.mixers.joint_attention import hidden_score
-from remixer.mixers.sinks import first_existing, gather_tokens
+from remixer.mixers.long_short.joint_attention import hidden_score
+from remixer.mixers.long_short.sinks import first_existing, gather_tokens
+from remixer.mixers.long_short.summaries import log_share, to_multiple
+from remixer.mixers.long_short.windows import Tiling
 from remixer.mixers.spec import AttentionSpec
-from remixer.mixers.summaries import log_share, to_multiple
-from remixer.mixers.windows import Tiling
 
 
 class Tokens(NamedTuple):

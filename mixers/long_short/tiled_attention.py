@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.joint_attention import hidden_score, joint_attention, joint_attention_in_cache
-from remixer.mixers.offset_columns import joined_columns, offset_patches
+from remixer.mixers.long_short.joint_attention import hidden_score, joint_attention, joint_attention_in_cache
+from remixer.mixers.long_short.offset_columns import joined_columns, offset_patches
+from remixer.mixers.long_short.sight import Sight, Tokens
 from remixer.mixers.precision import at_least_float32
-from remixer.mixers.sight import Sight, Tokens
 from remixer.mixers.spec import AttentionSpec
 from remixer.mixers.workspace import workspace
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from remixer.mixers.long_short.sight import Patch, Sight
 from remixer.mixers.offset_bias import bias_at, existing_places
 from remixer.mixers.precision import at_least_float32
-from remixer.mixers.sight import Patch, Sight
 
 
 def offset_columns(sight: Sight, bias: Tensor, first: int, stop: int) -> list[Tensor]:

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
 from remixer.mixers.eager import plain_inference
-from remixer.mixers.long_short_reference import long_short_reference
+from remixer.mixers.long_short.reference import long_short_reference
+from remixer.mixers.long_short.sight import Sight
+from remixer.mixers.long_short.summaries import pool
+from remixer.mixers.long_short.tiled_attention import mix_at_once, mix_in_cache
 from remixer.mixers.masks import allowed_keys
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.registry import register
-from remixer.mixers.sight import Sight
 from remixer.mixers.softmax import attend, attend_by_offset
 from remixer.mixers.spec import AttentionSpec
-from remixer.mixers.summaries import pool
-from remixer.mixers.tiled_attention import mix_at_once, mix_in_cache
 
 
 @dataclass(frozen=True)

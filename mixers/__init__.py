@@ -6,24 +6,31 @@ size, C model width.
 
 from remixer.mixers.base import OPERANDS, Mixer, MixerConfig, Order, Unsupported
 from remixer.mixers.errors import MixerConfigError, UnknownMixerError
+from remixer.mixers.gated_toeplitz import GatedLinearUnit, GatedToeplitzUnit, SimpleRMSNorm, ToeplitzBlock
 from remixer.mixers.long_short import LongShort, LongShortMixer
 from remixer.mixers.registry import available, get, mixer_of, register
 from remixer.mixers.softmax import Softmax, SoftmaxConfig
 from remixer.mixers.spec import AttentionSpec
 from remixer.mixers.toeplitz import Toeplitz, ToeplitzMixer
+from remixer.mixers.toeplitz_2d import Toeplitz2d
 
 __all__ = [
     "OPERANDS",
     "AttentionSpec",
+    "GatedLinearUnit",
+    "GatedToeplitzUnit",
     "LongShort",
     "LongShortMixer",
     "Mixer",
     "MixerConfig",
     "MixerConfigError",
     "Order",
+    "SimpleRMSNorm",
     "Softmax",
     "SoftmaxConfig",
     "Toeplitz",
+    "Toeplitz2d",
+    "ToeplitzBlock",
     "ToeplitzMixer",
     "UnknownMixerError",
     "Unsupported",

@@ -1,4 +1,4 @@
-"""The Toeplitz mixer in its slow, obvious form: a dense matrix P per head and channel, times the values."""
+"""Toeplitz mixers in their slow, obvious form: a dense matrix P per head and channel, times the values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def toeplitz_mixer_reference(
     value: Tensor,
     padding: Tensor | None,
 ) -> Tensor:
-    """P v, gated.
+    """P v, gated, of the mixer "toeplitz".
 
     Args:
         spec: of the attention that is replaced.
@@ -33,15 +33,31 @@ def toeplitz_mixer_reference(
     Returns:
         (B, H, T, E).
     """
+    T = value.shape[2]
+    offsets = range(0 if spec.causal else 1 - T, T)
+    sequence = [_coefficient(k, spec, config, parameters) for k in offsets]
+    coefficients = torch.stack(sequence, -1).unflatten(0, (spec.heads, -1))
+    return operator_reference(spec, config, coefficients, parameters, query, value, padding, config.normalise)
+
+
+def operator_reference(
+    spec: AttentionSpec,
+    config: Any,
+    coefficients: Tensor,
+    parameters: Mapping[str, Tensor],
+    query: Tensor | None,
+    value: Tensor,
+    padding: Tensor | None,
+    normalise: bool,
+) -> Tensor:
+    """`toeplitz_mixer_reference` for given coefficients (H, E or 1, offsets) and any OperatorConfig."""
     B, _, T, E = value.shape
     dtype = torch.promote_types(value.dtype, torch.float32)
     wide = value.repeat_interleave(spec.groups, 1).to(dtype)
     exist = torch.ones(B, T, dtype=torch.bool) if padding is None else padding
-    offsets = range(0 if spec.causal else 1 - T, T)
-    sequence = [_coefficient(k, spec, config, parameters) for k in offsets]
-    coefficients = torch.stack(sequence, -1).unflatten(0, (spec.heads, -1)).to(dtype)
+    coefficients = coefficients.to(dtype)
     P = toeplitz_matrix(coefficients, spec.causal) * exist[:, None, None, None]  # (B, H, E or 1, T, T)
-    if config.normalise:
+    if normalise:
         itself = coefficients[..., 0 if spec.causal else T - 1]
         P = P / torch.maximum(P.sum(-1), itself[..., None])[..., None]
     mixed = torch.einsum("bheij,bhje->bhie", P.expand(-1, -1, E, -1, -1), wide * exist[:, None, :, None])
@@ -52,15 +68,27 @@ def toeplitz_mixer_reference(
     return mixed.to(value.dtype)
 
 
-def _coefficient(k: int, spec: AttentionSpec, config: Any, parameters: Mapping[str, Tensor]) -> Tensor:
-    """(H * E or H,), the coefficient of offset k = i - j of every head and channel."""
-    left, right = spec.window
-    hidden = parameters["encoder.first.weight"][:, 0] * float(k) + parameters["encoder.first.bias"]
-    layers = [f"encoder.hidden.{layer}" for layer in range(config.rpe_layers)]
-    for layer in [*layers, "encoder.last"]:
+def encoder_reference(x: float, layers: int, parameters: Mapping[str, Tensor]) -> Tensor:
+    """What the relative position encoder with so many hidden layers gives for one number: (out,)."""
+    hidden = parameters["encoder.first.weight"][:, 0] * float(x) + parameters["encoder.first.bias"]
+    for layer in [*(f"encoder.hidden.{index}" for index in range(layers)), "encoder.last"]:
         normed = hidden / (hidden.square().mean().sqrt() + 1e-8)
         hidden = parameters[f"{layer}.weight"] @ torch.where(normed > 0.0, normed, 0.0) + parameters[f"{layer}.bias"]
-    if (left is not None and k > left) or (right is not None and -k > right):
-        return hidden * 0.0
-    decayed = 1.0 if config.decay is None else config.decay ** abs(k)
-    return (hidden.exp() if config.normalise else hidden) * decayed
+    return hidden
+
+
+def hidden_reference(k: int, spec: AttentionSpec) -> bool:
+    """Whether the window of the replaced attention hides keys at the offset k = i - j."""
+    left, right = spec.window
+    return (left is not None and k > left) or (right is not None and -k > right)
+
+
+def _coefficient(k: int, spec: AttentionSpec, config: Any, parameters: Mapping[str, Tensor]) -> Tensor:
+    """(H * E or H,), the coefficient of offset k = i - j of every head and channel."""
+    encoded = encoder_reference(k, config.rpe_layers, parameters)
+    if hidden_reference(k, spec):
+        return encoded * 0.0
+    decay: Tensor | float = 1.0 if config.decay is None else config.decay
+    if config.learn_decay:
+        decay = (config.decay + (1.0 - config.decay) * torch.sigmoid(parameters["decay.raw"])).flatten()
+    return (encoded.exp() if config.normalise else encoded) * decay ** abs(k)

@@ -17,6 +17,8 @@ VARIANTS = {
         Toeplitz(gate="query", per="head", decay=None),
         Toeplitz(gate="value", rpe_layers=0, rpe_width=8, decay=0.9),
         Toeplitz(per="head", normalise=False, decay=1.0),
+        Toeplitz(decay=0.9, learn_decay=True, normalise=False),
+        Toeplitz(decay=0.95, learn_decay=True, per="head", gate="value"),
     ],
     "long_short": [
         LongShort(window=8, segment=4, memory=3),

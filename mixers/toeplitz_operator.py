@@ -1,0 +1,188 @@
+"""What Toeplitz mixers share, whatever gives their coefficients (Qin et al., 2023, section 3.1: the TNO)."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
+from remixer.mixers.convolution import convolve, spectrum_of, transform_dtype, transform_length
+from remixer.mixers.eager import plain_inference
+from remixer.mixers.gate import Gate
+from remixer.mixers.position_encoder import PositionEncoder
+from remixer.mixers.recent import Recent
+from remixer.mixers.spec import AttentionSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorConfig(MixerConfig):
+    """The options of every Toeplitz mixer.
+
+    Attributes:
+        rpe_width: hidden size of the relative position encoder, which gives the coefficients.
+        rpe_layers: number of its hidden layers.
+        gate: what the output is gated by, channel by channel: nothing, the "query" or the "value" of the same
+            token, through a small map per head. The gate is 1 everywhere until it is trained.
+        per: one sequence of coefficients for each "channel" of each head, or one for the whole "head".
+    """
+
+    rpe_width: int = 64
+    rpe_layers: int = 1
+    gate: Literal["none", "query", "value"] = "none"
+    per: Literal["channel", "head"] = "channel"
+
+    def __post_init__(self) -> None:
+        self.require(self.rpe_width >= 1, f"rpe_width must be at least 1, got {self.rpe_width}")
+        self.require(self.rpe_layers >= 0, f"rpe_layers can't be negative, got {self.rpe_layers}")
+        self.require_one_of("gate", ("none", "query", "value"))
+        self.require_one_of("per", ("channel", "head"))
+
+    def require_one_of(self, option: str, choices: tuple[str, ...]) -> None:
+        """Raise MixerConfigError unless an option has one of these values."""
+        value = getattr(self, option)
+        self.require(value in choices, f"{option} must be one of {', '.join(choices)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What values are convolved with.
+
+    Attributes:
+        spectrum: (H, E or 1, length // 2 + 1), complex, of the coefficients.
+        length: of the transform.
+        scale: 1 / the sum of every row over all keys (H, E or 1, T), where rows are normalised.
+        itself: what every query gives itself (H, 1, E or 1), where rows are normalised.
+    """
+
+    spectrum: Tensor
+    length: int
+    scale: Tensor | None = None
+    itself: Tensor | None = None
+
+
+class ToeplitzOperator(Mixer):
+    """y_i = sum over j of t_{i-j} v_j, by FFT: n log n time, and no use for queries and keys.
+
+    Args:
+        spec: of the attention that is replaced.
+        config: its options.
+        outputs: how many numbers the encoder gives per coefficient.
+
+    Attributes:
+        normalise: divide every row by its sum over the keys that exist; coefficients must be positive then.
+    """
+
+    config: OperatorConfig
+    normalise = False
+
+    def __init__(self, spec: AttentionSpec, config: OperatorConfig, outputs: int = 1) -> None:
+        super().__init__(spec, config)
+        self.channels = spec.value_dim if config.per == "channel" else 1
+        self.encoder = PositionEncoder(config.rpe_width, config.rpe_layers, outputs * spec.heads * self.channels)
+        self.gate: Gate | None = None
+        self.operands = ("value", "padding")
+        if config.gate == "query":
+            self.operands = ("query", "value", "padding")
+            self.gate = Gate(spec.heads, spec.head_dim, spec.value_dim)
+        elif config.gate == "value":
+            self.gate = Gate(spec.heads, spec.value_dim, spec.value_dim)
+        self._kernels: Recent[Kernel] = Recent()
+
+    @classmethod
+    def supports(cls, spec: AttentionSpec, config: OperatorConfig) -> Unsupported | None:
+        """Self-attention in which queries see themselves: its scores, and what biases or caps them, are gone."""
+        if spec.cross:
+            return Unsupported(f"{cls.Config.name!r} needs as many queries as keys, this is cross-attention")
+        if any(bound is not None and bound < 0 for bound in spec.window):
+            return Unsupported(f"{cls.Config.name!r} needs every query to see itself, here a window leaves it out")
+        return None
+
+    @property
+    def order(self) -> Order:
+        """Three FFTs over the length."""
+        return "n log n"
+
+    @abc.abstractmethod
+    def coefficients(self, tokens: int) -> Tensor:
+        """t_k for all offsets k = i - j of so many tokens, in float32 at least.
+
+        Returns:
+            (H, E or 1, offsets), the offsets being 0..T-1 if causal, else -(T-1)..T-1.
+        """
+
+    def offsets(self, tokens: int) -> Tensor:
+        """(offsets,), those of `coefficients`."""
+        first = 0 if self.spec.causal else 1 - tokens
+        return torch.arange(first, tokens, device=self.encoder.first.weight.device)
+
+    def hidden(self, offsets: Tensor) -> Tensor:
+        """Which offsets lie outside of the window that the replaced attention saw: (offsets,) bool."""
+        left, right = self.spec.window
+        hidden = torch.zeros_like(offsets, dtype=torch.bool)
+        if left is not None:
+            hidden = hidden | (offsets > left)
+        if right is not None:
+            hidden = hidden | (offsets < -right)
+        return hidden
+
+    def forward(
+        self,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> Tensor:
+        """See Mixer.forward. Queries that don't exist are served too, but may get next to nothing."""
+        assert value is not None
+        T, dtype = value.shape[2], transform_dtype(value.shape[2], value.dtype)
+        if padding is not None and plain_inference(padding) and bool(padding.all()):
+            padding = None
+        if padding is not None:
+            value = value.masked_fill(~padding[:, None, :, None], 0.0)
+        kernel = self._kernel(T, dtype)
+        if padding is None or kernel.itself is None:
+            mixed = convolve(kernel.spectrum, value.to(dtype), kernel.length, kernel.scale)
+        else:
+            seen = convolve(kernel.spectrum, padding[:, None, :, None].to(dtype), kernel.length)
+            # Every query that exists sees itself. The others may be so far from all keys that only rounding
+            # errors are left of their sum.
+            mixed = convolve(kernel.spectrum, value.to(dtype), kernel.length) / torch.maximum(seen, kernel.itself)
+        return self._gated(mixed, query, value)
+
+    def _gated(self, mixed: Tensor, query: Tensor | None, value: Tensor) -> Tensor:
+        """What was mixed, through the gate, in the dtype of value."""
+        if self.gate is not None:
+            operand = query if self.config.gate == "query" else value
+            assert operand is not None
+            mixed = mixed * self.gate(operand)
+        return mixed.to(value.dtype)
+
+    def _kernel(self, tokens: int, dtype: torch.dtype) -> Kernel:
+        """Kept between calls in plain inference."""
+        parameters = [each for name, each in self.named_parameters() if not name.startswith("gate.")]
+        if self.training or not plain_inference(*parameters):
+            return self._new_kernel(tokens, dtype)
+        key = tokens, transform_length(tokens), dtype
+        return self._kernels.get(key, parameters, lambda: self._new_kernel(tokens, dtype))
+
+    def _new_kernel(self, tokens: int, dtype: torch.dtype) -> Kernel:
+        causal, length = self.spec.causal, transform_length(tokens)
+        coefficients = self.coefficients(tokens).to(dtype)
+        spectrum = spectrum_of(coefficients, length, causal)
+        if not self.normalise:
+            return Kernel(spectrum, length)
+        middle = 0 if causal else tokens - 1
+        sums = coefficients[..., middle:].cumsum(-1)
+        if not causal:
+            sums = sums + F.pad(coefficients[..., :middle].flip(-1).cumsum(-1).flip(-1), (0, 1))
+        tiny = torch.finfo(dtype).tiny
+        itself = coefficients[..., middle, None].clamp(min=tiny).transpose(1, 2)
+        return Kernel(spectrum, length, sums.clamp(min=tiny).reciprocal(), itself)

@@ -51,6 +51,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/perplexity.py
 	$(BIN)/python benchmarks/compile_time.py
+	$(BIN)/python benchmarks/extrapolation.py
+	$(BIN)/python benchmarks/long_range.py
 	$(BIN)/python benchmarks/tables.py
 
 clean:

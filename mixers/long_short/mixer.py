@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
 from remixer.mixers.eager import plain_inference
+from remixer.mixers.long_short.memory import Limit
 from remixer.mixers.long_short.reference import long_short_reference
 from remixer.mixers.long_short.sight import Sight
 from remixer.mixers.long_short.summaries import pool
@@ -34,7 +35,9 @@ class LongShort(MixerConfig):
         segment: how many tokens one causal summary stands for.
         sinks: the first so many tokens that exist are seen by all.
         memory: how many segments before the window a causal token sees, or None for all of them, which makes
-            the mixer quadratic again, with a small factor.
+            the mixer quadratic again, with a small factor. "dyadic" reaches back to the first token all the same:
+            summaries are merged in pairs as they age, so that there are about log n of them.
+        per_size: of a dyadic memory, how many summaries of each size stay before two of them are merged.
         dual_norm: LayerNorms on keys and values, one for tokens and one for summaries: over all heads
             together as in the "paper", "per_head", or "none", which suits a pretrained attention.
         project_from: what the summaries' weights are read from: the "key" of the head, or the hidden state
@@ -47,7 +50,8 @@ class LongShort(MixerConfig):
     rank: int | None = None
     segment: int = 8
     sinks: int = 4
-    memory: int | None = 128
+    memory: Limit = 128
+    per_size: int = 16
     dual_norm: Literal["none", "paper", "per_head"] = "none"
     project_from: Literal["key", "source"] = "key"
     counted: bool = True
@@ -57,7 +61,9 @@ class LongShort(MixerConfig):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         self.require(self.sinks >= 0, f"sinks can't be negative, got {self.sinks}")
         self.require(self.rank is None or self.rank >= 0, f"rank can't be negative, got {self.rank}")
-        self.require(self.memory is None or self.memory >= 1, f"memory must be at least 1 or None, got {self.memory}")
+        limited = self.memory in (None, "dyadic") or (isinstance(self.memory, int) and self.memory >= 1)
+        self.require(limited, f"memory must be at least 1, 'dyadic' or None, got {self.memory!r}")
+        self.require(self.per_size >= 1, f"per_size must be at least 1, got {self.per_size}")
         norms, operands = ("none", "paper", "per_head"), ("key", "source")
         self.require(self.dual_norm in norms, f"dual_norm must be one of {', '.join(norms)}, got {self.dual_norm!r}")
         self.require(
@@ -117,8 +123,10 @@ class LongShortMixer(Mixer):
 
     @property
     def order(self) -> Order:
-        """Linear, unless all segments before the window stay visible."""
-        return "n^2" if self.spec.causal and self.rank and self.config.memory is None else "n"
+        """Linear, unless all that lies before the window stays visible."""
+        if not (self.spec.causal and self.rank):
+            return "n"
+        return "n^2" if self.config.memory is None else "n log n" if self.config.memory == "dyadic" else "n"
 
     def forward(
         self,
@@ -156,7 +164,8 @@ class LongShortMixer(Mixer):
         if rank and self.pooling is not None:
             reads = key if source is None or config.project_from == "key" else source[:, None]
             segment = config.segment if spec.causal else None
-            far_key, far_value = pool(self.pooling, reads, key, value, padding, segment)
+            levels = sight.memory.levels if spec.causal else 1
+            far_key, far_value = pool(self.pooling, reads, key, value, padding, segment, levels)
             far_key, far_value = (self._normed(self.summary_norm, far) for far in (far_key, far_value))
             added = self.summary_bias
         keys, values = sight.tokens(near_key, far_key), sight.tokens(near_value, far_value)

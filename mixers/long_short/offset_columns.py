@@ -34,7 +34,7 @@ def offset_columns(sight: Sight, bias: Tensor, first: int, stop: int) -> list[Te
     query = tiling.positions(first, stop, bias.device)
     parts = []
     if sight.rank:
-        far = _segments(sight, bias, query, first, stop) if spec.causal else _beyond(sight, bias, query)
+        far = _nodes(sight, bias, query, first, stop) if spec.causal else _beyond(sight, bias, query)
         parts.append(far.repeat_interleave(sight.rank, -1)[None])
     place = existing_places(sight.exist) if spec.skips_padding else torch.arange(T, device=bias.device)[None]
     own = place[:, query.clamp(max=T - 1)][..., None]  # (B or 1, tiles, length, 1)
@@ -65,12 +65,17 @@ def joined_columns(sight: Sight, bias: Tensor, first: int, stop: int) -> Tensor:
     return torch.cat([part.expand(samples, -1, stop - first, -1, -1, -1) for part in parts], -1)
 
 
-def _segments(sight: Sight, bias: Tensor, query: Tensor, first: int, stop: int) -> Tensor:
-    """(H, tiles, length, segments), of causal summaries."""
-    segment = sight.config.segment
-    by_start = bias.unfold(1, segment, 1).logsumexp(-1) - math.log(segment)  # by the offset of the first token
-    start = sight._segments(first, stop)[:, None] * segment - query[..., None]
-    return by_start[:, (start + sight.exist.shape[1] - 1).clamp(0, by_start.shape[1] - 1)]
+def _nodes(sight: Sight, bias: Tensor, query: Tensor, first: int, stop: int) -> Tensor:
+    """(H, tiles, length, columns), of causal summaries."""
+    size, T = sight.config.segment, sight.exist.shape[1]
+    mass = bias.unfold(1, size, 1).logsumexp(-1)  # by the offset of a node's first token
+    columns = []
+    for node in sight.nodes(first, stop):
+        start = node[:, None] * size - query[..., None]
+        columns.append(mass[:, (start + T - 1).clamp(0, mass.shape[1] - 1)] - math.log(size))
+        later = (torch.arange(mass.shape[1], device=mass.device) + size).clamp(max=mass.shape[1] - 1)
+        mass, size = torch.logaddexp(mass, mass[:, later]), 2 * size  # those beyond the sequence are never seen
+    return torch.cat(columns, -1)
 
 
 def _beyond(sight: Sight, bias: Tensor, query: Tensor) -> Tensor:

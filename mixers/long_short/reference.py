@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from remixer.mixers.spec import AttentionSpec
+
+
+class Summary(NamedTuple):
+    """The tokens first..first + size - 1, those that exist, and their keys (G, rank, D) and values (G, rank, E)."""
+
+    first: int
+    size: int
+    members: list[int]
+    key: Tensor
+    value: Tensor
 
 
 def long_short_reference(
@@ -53,16 +64,17 @@ def long_short_reference(
             place = padding[b].long().cumsum(0)
         reads = k[b] if config.project_from == "key" else None if source is None else source[b].to(dtype)[None]
         near_k, near_v = (_normed("window_norm", x[b], config, weights) for x in (k, v))
-        segments = []  # each: positions that it stands for, (G, rank, D), (G, rank, E)
-        if rank and not spec.windowed and reads is not None:
-            size = config.segment if spec.causal else T
-            for first in range(0, T - size + 1, size):
-                members = [s for s in kept if first <= s < first + size]
-                if members:
-                    P = torch.softmax(reads[:, members] @ weights["pooling"], 1)  # (G, members, rank)
-                    far = (P.transpose(1, 2) @ x[b, :, members] for x in (k, v))
-                    far_k, far_v = (_normed("summary_norm", x, config, weights) for x in far)
-                    segments.append((first, members, far_k, far_v))
+
+        @functools.cache
+        def summary(first: int, size: int, b: int = b, kept: list[int] = kept, reads: Tensor | None = reads) -> Summary:
+            """Of the tokens first..first + size - 1."""
+            members = [s for s in kept if first <= s < first + size]
+            assert reads is not None
+            P = torch.softmax(reads[:, members] @ weights["pooling"], 1)  # (G, members, rank)
+            far = (P.transpose(1, 2) @ x[b, :, members] for x in (k, v))
+            far_k, far_v = (_normed("summary_norm", x, config, weights) for x in far)
+            return Summary(first, size, members, far_k, far_v)
+
         for t in range(T):
             window = [s for s in kept if _in_window(t, s, spec, config)]
             sinks = [] if spec.windowed else kept[: config.sinks]
@@ -70,20 +82,17 @@ def long_short_reference(
             tokens = sinks + window
             ks, vs = [near_k[:, tokens]], [near_v[:, tokens]]
             plus = [by_offset[:, place[tokens] - place[t] + T - 1]]
-            visible = segments
-            if spec.causal:
-                before = t - config.window + 1
-                ends = [s for s in segments if s[0] + config.segment <= before]
-                oldest = 0 if config.memory is None else before // config.segment - config.memory
-                visible = [s for s in ends if s[0] // config.segment >= oldest]
-            for first, members, far_k, far_v in visible:
+            runs = [(0, T)] if not spec.causal else _runs_before(t - config.window + 1, T, config)
+            if not rank or spec.windowed:
+                runs = []
+            for first, size, members, far_k, far_v in (summary(*run) for run in runs):
                 stands_for = len(members) if spec.causal else len(set(members) - set(tokens))
-                if config.counted and stands_for == 0:
+                if not members or (config.counted and stands_for == 0):
                     continue
                 count = math.log(stands_for / rank) + weights["summary_bias"] if config.counted else torch.zeros(H)
                 ks.append(far_k)
                 vs.append(far_v)
-                behind = torch.tensor(_behind(t, first, T, spec, config))
+                behind = torch.tensor(_behind(t, range(first, first + size), spec, config))
                 mean = by_offset[:, behind - t + T - 1].logsumexp(1) - math.log(len(behind))
                 plus.append((count.to(dtype) + mean)[:, None].expand(H, rank))
             seen_k, seen_v = (torch.cat(x, 1).repeat_interleave(spec.groups, 0) for x in (ks, vs))
@@ -95,12 +104,25 @@ def long_short_reference(
     return torch.stack(rows).view(B, T, H, -1).transpose(1, 2).to(value.dtype)
 
 
-def _behind(t: int, first: int, tokens: int, spec: AttentionSpec, config: Any) -> list[int]:
+def _runs_before(before: int, tokens: int, config: Any) -> list[tuple[int, int]]:
+    """Where the summaries start, and of how many tokens each is, that a causal query sees whose window starts there."""
+    runs = [(first, config.segment) for first in range(0, before - config.segment + 1, config.segment)]
+    if config.memory != "dyadic":
+        return runs if config.memory is None else runs[-config.memory :]
+    kept, level = [], runs
+    while level:
+        older = []
+        while len(level) >= config.per_size + 2:  # the two oldest become one
+            (first, size), (_, _), *level = level
+            older.append((first, 2 * size))
+        kept, level = level + kept, older
+    return kept
+
+
+def _behind(t: int, run: range, spec: AttentionSpec, config: Any) -> list[int]:
     """Positions that a summary stands for where its bias is reckoned, whether they exist or not."""
-    if spec.causal:
-        return list(range(first, first + config.segment))
-    beyond = [s for s in range(tokens) if config.counted and not _in_window(t, s, spec, config)]
-    return beyond or list(range(tokens))
+    beyond = [s for s in run if spec.causal or (config.counted and not _in_window(t, s, spec, config))]
+    return beyond or list(run)
 
 
 def _in_window(t: int, s: int, spec: AttentionSpec, config: Any) -> bool:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from remixer.mixers.long_short.joint_attention import hidden_score
+from remixer.mixers.long_short.memory import Memory, to_multiple
 from remixer.mixers.long_short.sinks import first_existing, gather_tokens
-from remixer.mixers.long_short.summaries import log_share, to_multiple
+from remixer.mixers.long_short.summaries import log_share
 from remixer.mixers.long_short.windows import Tiling
 from remixer.mixers.spec import AttentionSpec
 
@@ -88,7 +89,7 @@ class Sight:
         nothing = torch.zeros((), dtype=dtype, device=self.exist.device)
         parts = [nothing.masked_fill(~seen, hidden) for seen in tokens]
         if self.rank and self.spec.causal:
-            parts.insert(0, self._segment_scores(first, stop, hidden, dtype))
+            parts.insert(0, self._node_scores(first, stop, hidden, dtype))
         elif self.rank:
             count = self.exist.sum(-1)[:, None, None]
             if self.config.counted:  # whoever is seen needs no one to stand for it
@@ -130,9 +131,9 @@ class Sight:
         """Summaries and sinks, each (B, G, tiles, columns, D)."""
         parts = []
         if tokens.far is not None and self.spec.causal:
-            by_segment = tokens.far.unflatten(2, (-1, self.rank))
-            index = self._segments(first, stop).clamp(0, by_segment.shape[2] - 1)
-            parts.append(by_segment[:, :, index].flatten(3, 4))
+            by_node = tokens.far.unflatten(2, (-1, self.rank))
+            places = self.memory.places(self.nodes(first, stop))
+            parts.append(by_node[:, :, places].flatten(3, 4))
         elif tokens.far is not None:
             parts.append(tokens.far[:, :, None].expand(-1, -1, stop - first, -1, -1))
         if tokens.sinks is not None:
@@ -140,9 +141,15 @@ class Sight:
         return parts
 
     @property
+    def memory(self) -> Memory:
+        """Which summaries causal queries see."""
+        segments = -(-self.exist.shape[1] // self.config.segment)
+        return Memory.of(self.config.memory, self.config.per_size, segments)
+
+    @property
     def summaries(self) -> int:
         """How many columns of a tile are summaries."""
-        return self.rank * (self._reach() if self.spec.causal else 1)
+        return self.rank * (sum(self.memory.columns(self._spread)) if self.spec.causal else 1)
 
     @property
     def width(self) -> int:
@@ -182,43 +189,36 @@ class Sight:
             return min(first, settled) if inside else first
         settled = -(-(config.window + sinks) // tiling.length)
         if self.rank:
-            if config.memory is None or tiling.length % config.segment:
+            if not isinstance(config.memory, int) or tiling.length % config.segment:
                 return first
             settled = max(settled, -(-(config.window + config.memory * config.segment) // tiling.length))
         return min(first, settled)
 
-    def _reach(self) -> int:
-        """How many segments the queries of a tile see between them."""
-        segment, memory = self.config.segment, self.config.memory
-        if memory is None:
-            return -(-self.exist.shape[1] // segment)
-        # The last query's window starts length - 1 tokens after the first's: so many segments more are seen.
-        return memory - (-(self.tiling.length - 1) // segment)
+    @property
+    def _spread(self) -> int:
+        """How many segments begin between the windows of a tile's first query and its last."""
+        return -(-(self.tiling.length - 1) // self.config.segment)
 
-    def _segments(self, first: int, stop: int) -> Tensor:
-        """(tiles, segments), which segments' summaries the tiles hold; some may not exist."""
-        reach = torch.arange(self._reach(), device=self.exist.device)
-        if self.config.memory is None:
-            return reach.expand(stop - first, -1)
-        start = self.tiling.positions(first, stop, self.exist.device)[:, :1] - self.config.window + 1
-        return start.div(self.config.segment, rounding_mode="floor") - self.config.memory + reach
-
-    def _segment_scores(self, first: int, stop: int, hidden: float, dtype: torch.dtype) -> Tensor:
-        """(B or 1, tiles, length, segments * rank): segments wholly before the window, the latest ones."""
-        segment = self.config.segment
-        index = self._segments(first, stop)
+    def _before(self, first: int, stop: int) -> Tensor:
+        """(tiles, length), how many whole segments lie before each query's window."""
         start = self.tiling.positions(first, stop, self.exist.device) - self.config.window + 1
-        before = start.div(segment, rounding_mode="floor")[..., None]  # segments that end before the window
-        seen = (index >= 0)[:, None] & (index[:, None] < before)
-        if self.config.memory is not None:
-            seen = seen & (index[:, None] >= before - self.config.memory)
-        count = to_multiple(self.exist, 1, segment).unflatten(1, (-1, segment)).sum(-1)
-        share = log_share(count, self.rank, self.config.counted, hidden, dtype)
-        scores = share[:, index.clamp(0, share.shape[1] - 1)][:, :, None].masked_fill(~seen, hidden)
+        return start.div(self.config.segment, rounding_mode="floor")
+
+    def nodes(self, first: int, stop: int) -> list[Tensor]:
+        """(tiles, columns) of each level of the memory, the summaries that tiles hold; some may not exist."""
+        return self.memory.nodes(self._before(first, stop)[:, 0], self._spread)
+
+    def _node_scores(self, first: int, stop: int, hidden: float, dtype: torch.dtype) -> Tensor:
+        """(B or 1, tiles, length, columns * rank), of causal summaries."""
+        memory, nodes = self.memory, self.nodes(first, stop)
+        count = to_multiple(self.exist, 1, self.config.segment).unflatten(1, (-1, self.config.segment)).sum(-1)
+        share = log_share(memory.table(count), self.rank, self.config.counted, hidden, dtype)
+        seen = memory.seen(nodes, self._before(first, stop))
+        scores = share[:, memory.places(nodes)][:, :, None].masked_fill(~seen, hidden)
         return scores.repeat_interleave(self.rank, -1)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _patches_without_padding(
     spec: AttentionSpec, config: Any, tokens: int, sinks: int, rank: int, run: tuple[int, int], dtype: torch.dtype
 ) -> list[Patch]:

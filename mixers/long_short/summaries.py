@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
+from remixer.mixers.long_short.memory import pairs, to_multiple
 from remixer.mixers.precision import at_least_float32
 
 # How many weights of summaries are made before they are used, where that is free to choose.
@@ -14,7 +14,13 @@ WEIGHTS_IN_CACHE = 2**21
 
 
 def pool(
-    pooling: Tensor, reads: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, segment: int | None
+    pooling: Tensor,
+    reads: Tensor,
+    key: Tensor,
+    value: Tensor,
+    padding: Tensor | None,
+    segment: int | None,
+    levels: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """P^T K and P^T V with P = softmax over the tokens of (reads W_P).
 
@@ -25,9 +31,11 @@ def pool(
         value: (B, G, S, E).
         padding: (B, S) bool, True where a key exists, or None. Of a segment without any, the summary is 0.
         segment: pool every so many tokens by themselves; None: all tokens together.
+        levels: of every two segments, then of every two of these and so on, there are summaries too, made by the
+            same P: a softmax over all their tokens.
 
     Returns:
-        (B, G, J, D) and (B, G, J, E), J = rank, or segments * rank with the segment leading.
+        (B, G, J, D) and (B, G, J, E), J = rank, or nodes * rank with the node leading, level after level.
     """
     B, G, S, _ = key.shape
     heads = G
@@ -41,6 +49,7 @@ def pool(
             value[:, g : g + heads],
             padding,
             segment,
+            levels,
         )
         for g in range(0, G, heads)
     ]
@@ -49,7 +58,13 @@ def pool(
 
 
 def _pool(
-    pooling: Tensor, reads: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, segment: int | None
+    pooling: Tensor,
+    reads: Tensor,
+    key: Tensor,
+    value: Tensor,
+    padding: Tensor | None,
+    segment: int | None,
+    levels: int,
 ) -> tuple[Tensor, Tensor]:
     """`pool` for some of the heads."""
     logits = pooling.transpose(1, 2) @ reads.transpose(2, 3)  # (B, G, rank, S)
@@ -58,11 +73,38 @@ def _pool(
         P = torch.softmax(logits, -1)
     else:
         exist = _in_segments(padding[:, None, None], 3, segment)
-        P = torch.softmax(logits.masked_fill(~exist, torch.finfo(logits.dtype).min), -1) * exist
+        logits = logits.masked_fill(~exist, torch.finfo(logits.dtype).min)
+        P = torch.softmax(logits, -1) * exist
     P = P.to(key.dtype).transpose(2, 3)  # (B, G, segments, rank, size)
-    far_key = (P @ _in_segments(key, 2, segment)).flatten(2, 3)
-    far_value = (P @ _in_segments(value, 2, segment)).flatten(2, 3)
-    return far_key, far_value
+    far = [P @ _in_segments(x, 2, segment) for x in (key, value)]
+    if levels > 1:
+        mass = logits.logsumexp(-1).transpose(2, 3)  # (B, G, segments, rank)
+        far = list(_merged(far[0], far[1], mass, levels))
+    return far[0].flatten(2, 3), far[1].flatten(2, 3)
+
+
+def _merged(far_key: Tensor, far_value: Tensor, mass: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Summaries of all levels, one level after the other.
+
+    Args:
+        far_key: (B, G, segments, rank, D).
+        far_value: (B, G, segments, rank, E).
+        mass: (B, G, segments, rank), the logarithm of what each softmax was divided by.
+        levels: how many levels.
+
+    Returns:
+        (B, G, nodes, rank, D) and (B, G, nodes, rank, E).
+    """
+    keys, values, dtype = [far_key], [far_value], mass.dtype
+    far_key, far_value = far_key.to(dtype), far_value.to(dtype)
+    for _ in range(1, levels):
+        two = pairs(mass, 2, torch.finfo(dtype).min)  # (B, G, nodes, 2, rank)
+        share = torch.softmax(two, 3)[..., None]
+        far_key, far_value = ((share * pairs(x, 2)).sum(3) for x in (far_key, far_value))
+        mass = two.logsumexp(3).clamp(min=torch.finfo(dtype).min)
+        keys.append(far_key.to(keys[0].dtype))
+        values.append(far_value.to(values[0].dtype))
+    return torch.cat(keys, 2), torch.cat(values, 2)
 
 
 def _in_segments(tokens: Tensor, dim: int, segment: int | None) -> Tensor:
@@ -70,14 +112,6 @@ def _in_segments(tokens: Tensor, dim: int, segment: int | None) -> Tensor:
     if segment is None:
         return tokens.unsqueeze(dim)
     return to_multiple(tokens, dim, segment).unflatten(dim, (-1, segment))
-
-
-def to_multiple(tokens: Tensor, dim: int, size: int) -> Tensor:
-    """Filled up with zeros (False) until the dimension is a multiple of size."""
-    missing = -tokens.shape[dim] % size
-    if plain_inference(tokens) and missing == 0:
-        return tokens
-    return F.pad(tokens, (0, 0) * (tokens.dim() - 1 - dim) + (0, missing))
 
 
 def log_share(count: Tensor, rank: int, counted: bool, hidden: float, dtype: torch.dtype) -> Tensor:

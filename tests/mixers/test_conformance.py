@@ -26,6 +26,8 @@ VARIANTS = {
         LongShort(window=6, rank=2, segment=9, sinks=0, counted=False, dual_norm="paper", project_from="source"),
         LongShort(window=16, rank=2, segment=2, memory=1, dual_norm="per_head"),
         LongShort(window=1, rank=0),
+        LongShort(window=5, segment=2, memory="dyadic", per_size=2, rank=2),
+        LongShort(window=4, segment=1, memory="dyadic", per_size=1, sinks=1, counted=False, dual_norm="per_head"),
     ],
 }
 CASES = [(name, config) for name in available() for config in [get(name).Config(), *VARIANTS.get(name, [])]]

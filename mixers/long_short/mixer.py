@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
+from remixer.mixers.base import Mixer, MixerConfig, Order, State, Unsupported
 from remixer.mixers.eager import plain_inference
+from remixer.mixers.errors import NoStepError
 from remixer.mixers.long_short.memory import Limit
 from remixer.mixers.long_short.reference import long_short_reference
 from remixer.mixers.long_short.sight import Sight
+from remixer.mixers.long_short.stream import Stream
 from remixer.mixers.long_short.summaries import pool
 from remixer.mixers.long_short.tiled_attention import mix_at_once, mix_in_cache
 from remixer.mixers.masks import allowed_keys
@@ -172,6 +175,42 @@ class LongShortMixer(Mixer):
         if dropout == 0.0 and plain_inference(query, key, value):
             return mix_in_cache(query, keys, values, sight, added, bias, masked=padding is not None)
         return mix_at_once(query, keys, values, sight, added, bias, masked=padding is not None, dropout=dropout)
+
+    def initial_state(self, batch: int, length: int, like: Tensor) -> State:
+        """See Mixer.initial_state. Of a memory that forgets, the size doesn't depend on the length."""
+        return self._stream().initial_state(batch, length, like)
+
+    def step(
+        self,
+        state: State,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """See Mixer.step."""
+        assert query is not None
+        assert key is not None
+        assert value is not None
+        stream = self._stream()
+        near_key, near_value = self._normed(self.window_norm, key), self._normed(self.window_norm, value)
+        state = stream.take_in(state, near_key, near_value, padding)
+        columns = stream.tokens(state, bias)
+        if self.rank and self.pooling is not None:
+            reads = key if source is None or self.config.project_from == "key" else source[:, None]
+            state = stream.pool_in(state, self.pooling, reads, key, value, padding)
+            normed = functools.partial(self._normed, self.summary_norm)
+            columns.append(stream.summaries(state, normed, self.summary_bias, bias))
+        mixed = stream.attend(query, columns, self.spec.dropout if self.training else 0.0)
+        return mixed, {**state, "time": state["time"] + 1}
+
+    def _stream(self) -> Stream:
+        if not self.spec.causal:
+            raise NoStepError("'long_short' can't go token by token where queries see tokens to come")
+        return Stream(self.spec, self.config, self.sinks, self.rank)
 
     def _normed(self, norm: nn.LayerNorm | None, tokens: Tensor) -> Tensor:
         """(B, G, S, D), every token normalised over all heads together, or over each by itself."""

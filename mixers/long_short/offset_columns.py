@@ -65,16 +65,34 @@ def joined_columns(sight: Sight, bias: Tensor, first: int, stop: int) -> Tensor:
     return torch.cat([part.expand(samples, -1, stop - first, -1, -1, -1) for part in parts], -1)
 
 
+def node_masses(bias: Tensor, segment: int, levels: int) -> list[Tensor]:
+    """Of each level, the logarithm of the sum of exp(bias) over a node's tokens, by the offset of the first.
+
+    Args:
+        bias: (H, 2 T - 1).
+        segment: tokens of a node of level 0.
+        levels: how many.
+
+    Returns:
+        Each (H, offsets), from offset 1 - T on. Nodes that reach beyond the last offset have some value.
+    """
+    masses, size = [bias.unfold(1, segment, 1).logsumexp(-1)], segment
+    for _ in range(1, levels):
+        last = masses[-1]
+        later = (torch.arange(last.shape[1], device=bias.device) + size).clamp(max=last.shape[1] - 1)
+        masses.append(torch.logaddexp(last, last[:, later]))
+        size *= 2
+    return masses
+
+
 def _nodes(sight: Sight, bias: Tensor, query: Tensor, first: int, stop: int) -> Tensor:
     """(H, tiles, length, columns), of causal summaries."""
     size, T = sight.config.segment, sight.exist.shape[1]
-    mass = bias.unfold(1, size, 1).logsumexp(-1)  # by the offset of a node's first token
     columns = []
-    for node in sight.nodes(first, stop):
+    for node, mass in zip(sight.nodes(first, stop), node_masses(bias, size, sight.memory.levels), strict=True):
         start = node[:, None] * size - query[..., None]
         columns.append(mass[:, (start + T - 1).clamp(0, mass.shape[1] - 1)] - math.log(size))
-        later = (torch.arange(mass.shape[1], device=mass.device) + size).clamp(max=mass.shape[1] - 1)
-        mass, size = torch.logaddexp(mass, mass[:, later]), 2 * size  # those beyond the sequence are never seen
+        size *= 2
     return torch.cat(columns, -1)
 
 

@@ -109,7 +109,8 @@ def _runs_before(before: int, tokens: int, config: Any) -> list[tuple[int, int]]
     runs = [(first, config.segment) for first in range(0, before - config.segment + 1, config.segment)]
     if config.memory != "dyadic":
         return runs if config.memory is None else runs[-config.memory :]
-    kept, level = [], runs
+    kept: list[tuple[int, int]] = []
+    level = runs
     while level:
         older = []
         while len(level) >= config.per_size + 2:  # the two oldest become one

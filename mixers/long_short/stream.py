@@ -1,0 +1,231 @@
+"""The Long-Short mixer one token at a time, from a state whose size depends on nothing but its options.
+
+The state is a ring of the last `window` tokens, the sinks, and of every level of the memory a ring of nodes. A node
+takes its tokens in as they come, by the running form of its softmax.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from remixer.mixers.base import State
+from remixer.mixers.eager import plain_inference
+from remixer.mixers.long_short.joint_attention import hidden_score, joint_attention
+from remixer.mixers.long_short.memory import Memory
+from remixer.mixers.long_short.offset_columns import node_masses
+from remixer.mixers.long_short.summaries import log_share
+from remixer.mixers.offset_bias import bias_at
+from remixer.mixers.precision import at_least_float32
+from remixer.mixers.spec import AttentionSpec
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some of what a token sees.
+
+    Attributes:
+        key: (B, G, columns, D).
+        value: (B, G, columns, E).
+        bias: (B, H or 1, columns), added to the scores.
+    """
+
+    key: Tensor
+    value: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Reads and writes the state of a causal Long-Short mixer.
+
+    Attributes:
+        spec: of the attention that is replaced.
+        config: a LongShort config.
+        sinks: how many there are.
+        rank: summaries of every segment; 0 for none.
+    """
+
+    spec: AttentionSpec
+    config: Any
+    sinks: int
+    rank: int
+
+    def initial_state(self, batch: int, length: int, like: Tensor) -> State:
+        """See Mixer.initial_state."""
+        spec, window = self.spec, min(self.config.window, length)
+        G, D, E = spec.kv_heads, spec.head_dim, spec.value_dim
+        whole, wide = {"dtype": torch.int64}, {"dtype": at_least_float32(like.dtype)}
+        state = {
+            "time": like.new_zeros((), **whole),
+            "existed": like.new_zeros(batch, **whole),
+            "key": like.new_zeros(batch, G, window, D),
+            "value": like.new_zeros(batch, G, window, E),
+            "place": like.new_full((batch, window), -1, **whole),
+        }
+        if self.sinks:
+            state["sink_key"] = like.new_zeros(batch, G, self.sinks, D)
+            state["sink_value"] = like.new_zeros(batch, G, self.sinks, E)
+            state["sink_time"] = like.new_full((batch, self.sinks), -1, **whole)
+        if self.rank:
+            levels = Memory.of(self.config.memory, self.config.per_size, -(-length // self.config.segment)).levels
+            nodes = (levels, self._ring(length))
+            state["far_key"] = like.new_zeros(batch, G, *nodes, self.rank, D, **wide)
+            state["far_value"] = like.new_zeros(batch, G, *nodes, self.rank, E, **wide)
+            state["mass"] = like.new_full((batch, G, *nodes, self.rank), torch.finfo(wide["dtype"]).min, **wide)
+            state["count"] = like.new_zeros(batch, *nodes, **whole)
+        return state
+
+    def _ring(self, length: int) -> int:
+        """How many nodes of a level are kept: those in sight, and those that are not before the window yet."""
+        segment, memory = self.config.segment, self.config.memory
+        most = -(-length // segment)
+        if memory is None:
+            return most
+        young = -(-self.config.window // segment) + 2
+        return min(most, young + (2 * self.config.per_size + 4 if memory == "dyadic" else memory))
+
+    def take_in(self, state: State, key: Tensor, value: Tensor, padding: Tensor | None) -> State:
+        """The state with a token's normed key (B, G, 1, D) and value (B, G, 1, E) in the window and the sinks."""
+        state = dict(state)
+        time, window = state["time"], state["key"].shape[2]
+        exists = _existing(state, padding)
+        state["existed"] = state["existed"] + exists
+        place = state["existed"] if self.spec.skips_padding else time.expand(exists.shape)
+        slot = (time % window).view(1)
+        state["key"] = _written(state["key"], 2, slot, key)
+        state["value"] = _written(state["value"], 2, slot, value)
+        state["place"] = _written(state["place"], 1, slot, torch.where(exists, place, -1)[:, None])
+        if self.sinks:
+            nth = torch.arange(1, self.sinks + 1, device=time.device)
+            mine = (nth == state["existed"][:, None]) & exists[:, None]  # (B, sinks)
+            state["sink_time"] = torch.where(mine, time, state["sink_time"])
+            for name, new in (("sink_key", key), ("sink_value", value)):
+                state[name] = torch.where(mine[:, None, :, None], new, state[name])
+        return state
+
+    def pool_in(
+        self, state: State, pooling: Tensor, reads: Tensor, key: Tensor, value: Tensor, padding: Tensor | None
+    ) -> State:
+        """The state with a token in the nodes of all levels that it belongs to.
+
+        Args:
+            state: with the time of the token.
+            pooling: W_P, (G, D or C, rank).
+            reads: (B, G or 1, 1, D or C).
+            key: (B, G, 1, D), not normed.
+            value: (B, G, 1, E).
+            padding: (B, 1) bool, whether it exists, or None.
+        """
+        state, dtype, exists = dict(state), state["mass"].dtype, _existing(state, padding)
+        node, slot = self._newest(state)
+        logit = (reads @ pooling).to(dtype)  # (B, G, 1, rank)
+        fresh = (state["time"] % (self.config.segment << torch.arange(len(node), device=node.device))) == 0  # (L,)
+        index = slot + torch.arange(len(node), device=node.device) * state["mass"].shape[3]
+        least = torch.finfo(dtype).min
+        mass = state["mass"].flatten(2, 3).index_select(2, index).masked_fill(fresh[:, None], least)
+        count = state["count"].flatten(1, 2).index_select(1, index).masked_fill(fresh, 0)
+        here = exists[:, None, None, None]
+        more = torch.where(here, torch.logaddexp(mass, logit), mass)
+        old, new = (mass - more).exp()[..., None], torch.where(here, (logit - more).exp(), 0.0)[..., None]
+        for name, token in (("far_key", key), ("far_value", value)):
+            far = state[name].flatten(2, 3).index_select(2, index)  # (B, G, L, rank, D)
+            mixed = torch.where(fresh[:, None, None], 0.0, far * old) + token[:, :, :, None].to(dtype) * new
+            state[name] = _written(state[name].flatten(2, 3), 2, index, mixed).view(state[name].shape)
+        state["mass"] = _written(state["mass"].flatten(2, 3), 2, index, more).view(state["mass"].shape)
+        count = count + exists[:, None]
+        state["count"] = _written(state["count"].flatten(1, 2), 1, index, count).view(state["count"].shape)
+        return state
+
+    def _newest(self, state: State) -> tuple[Tensor, Tensor]:
+        """(L,), the node of each level that the newest token is in, and where it is kept."""
+        levels, ring = state["mass"].shape[2:4]
+        node = (state["time"] // self.config.segment) >> torch.arange(levels, device=state["time"].device)
+        return node, node % ring
+
+    def summaries(
+        self, state: State, normed: Callable[[Tensor], Tensor], added: Tensor | None, bias: Tensor | None
+    ) -> Columns:
+        """The nodes in sight of the newest token.
+
+        Args:
+            state: with that token.
+            normed: norms keys or values of summaries.
+            added: (H,), added to their scores, or None.
+            bias: (H, 2 T - 1), by offset, or None.
+        """
+        (levels, ring), config, time = state["mass"].shape[2:4], self.config, state["time"]
+        newest, slot = self._newest(state)
+        held = newest[:, None] - (slot[:, None] - torch.arange(ring, device=time.device)) % ring  # (L, ring) nodes
+        memory = Memory(config.memory, config.per_size, ring, levels)
+        before = (time - config.window + 1).div(config.segment, rounding_mode="floor")
+        bounds = memory.visible(before)
+        seen = torch.stack([(held[i] >= oldest) & (held[i] < end) for i, (oldest, end) in enumerate(bounds)])
+        dtype = state["mass"].dtype
+        scores = log_share(state["count"], self.rank, config.counted, hidden_score(dtype), dtype)
+        scores = scores.masked_fill(~seen, hidden_score(dtype)).flatten(1)[:, None]  # (B, 1, nodes)
+        if added is not None:
+            scores = scores + added.to(dtype)[:, None]
+        if bias is not None:
+            T = (bias.shape[1] + 1) // 2
+            masses = node_masses(bias, config.segment, levels)
+            starts = [(held[i] * (config.segment << i) - time + T - 1) for i in range(levels)]
+            theirs = [
+                mass[:, start.clamp(0, mass.shape[1] - 1)] - math.log(config.segment << i)
+                for i, (mass, start) in enumerate(zip(masses, starts, strict=True))
+            ]
+            scores = scores + torch.cat(theirs, -1)
+        far = (normed(state[name].flatten(2, 4)) for name in ("far_key", "far_value"))
+        return Columns(*far, scores.repeat_interleave(self.rank, -1))
+
+    def tokens(self, state: State, bias: Tensor | None) -> list[Columns]:
+        """The sinks and the window in sight of the newest token."""
+        time, window, dtype = state["time"], state["key"].shape[2], at_least_float32(state["key"].dtype)
+        age = (time - torch.arange(window, device=time.device)) % window
+        seen = (state["place"] >= 0) & (age < self.config.window)
+        left, _ = self.spec.window
+        if left is not None:
+            seen = seen & (age <= left)
+        parts = [(state["key"], state["value"], seen, state["place"])]
+        if self.sinks:
+            since = state["sink_time"]
+            nth = torch.arange(1, self.sinks + 1, device=time.device).expand_as(since)
+            place = nth if self.spec.skips_padding else since
+            out = (since >= 0) & (since <= time - self.config.window)
+            parts.insert(0, (state["sink_key"], state["sink_value"], out, place))
+        columns = []
+        own = state["existed"][:, None] if self.spec.skips_padding else time
+        for key, value, here, place in parts:
+            scores = torch.zeros(here.shape, dtype=dtype, device=here.device)
+            scores = scores.masked_fill(~here, hidden_score(dtype))[:, None]
+            if bias is not None:
+                scores = scores + bias_at(bias.to(dtype), place - own, (bias.shape[1] + 1) // 2).transpose(0, 1)
+            columns.append(Columns(key, value, scores))
+        return columns
+
+    def attend(self, query: Tensor, columns: list[Columns], dropout: float) -> Tensor:
+        """One softmax over all columns: query (B, H, 1, D) to (B, H, 1, E), 0 where nothing is seen."""
+        spec, (B, H) = self.spec, query.shape[:2]
+        key = torch.cat([part.key.to(query.dtype) for part in columns], 2)
+        value = torch.cat([part.value.to(query.dtype) for part in columns], 2)
+        bias = torch.cat([part.bias.expand(B, H, -1) for part in columns], 2)
+        rows = query.view(B * spec.kv_heads, spec.groups, 1, -1)
+        added = bias.to(query.dtype).reshape(B * spec.kv_heads, spec.groups, 1, -1)
+        mixed = joint_attention(rows, key.flatten(0, 1), value.flatten(0, 1), added, spec, dropout).view(B, H, 1, -1)
+        return mixed.masked_fill(~(bias > hidden_score(bias.dtype) / 2).any(-1)[..., None, None], 0.0)
+
+
+def _existing(state: State, padding: Tensor | None) -> Tensor:
+    """(B,) bool, whether the newest token exists."""
+    return torch.ones_like(state["existed"], dtype=torch.bool) if padding is None else padding[:, 0]
+
+
+def _written(buffer: Tensor, dim: int, index: Tensor, new: Tensor) -> Tensor:
+    """The buffer with new entries at some places; in its own memory where nobody looks at what was there."""
+    new = new.to(buffer.dtype)
+    return buffer.index_copy_(dim, index, new) if plain_inference(buffer, new) else buffer.index_copy(dim, index, new)

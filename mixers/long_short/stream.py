@@ -60,25 +60,25 @@ class Stream:
         """See Mixer.initial_state."""
         spec, window = self.spec, min(self.config.window, length)
         G, D, E = spec.kv_heads, spec.head_dim, spec.value_dim
-        whole, wide = {"dtype": torch.int64}, {"dtype": at_least_float32(like.dtype)}
+        whole, wide = torch.int64, at_least_float32(like.dtype)
         state = {
-            "time": like.new_zeros((), **whole),
-            "existed": like.new_zeros(batch, **whole),
+            "time": like.new_zeros((), dtype=whole),
+            "existed": like.new_zeros(batch, dtype=whole),
             "key": like.new_zeros(batch, G, window, D),
             "value": like.new_zeros(batch, G, window, E),
-            "place": like.new_full((batch, window), -1, **whole),
+            "place": like.new_full((batch, window), -1, dtype=whole),
         }
         if self.sinks:
             state["sink_key"] = like.new_zeros(batch, G, self.sinks, D)
             state["sink_value"] = like.new_zeros(batch, G, self.sinks, E)
-            state["sink_time"] = like.new_full((batch, self.sinks), -1, **whole)
+            state["sink_time"] = like.new_full((batch, self.sinks), -1, dtype=whole)
         if self.rank:
             levels = Memory.of(self.config.memory, self.config.per_size, -(-length // self.config.segment)).levels
             nodes = (levels, self._ring(length))
-            state["far_key"] = like.new_zeros(batch, G, *nodes, self.rank, D, **wide)
-            state["far_value"] = like.new_zeros(batch, G, *nodes, self.rank, E, **wide)
-            state["mass"] = like.new_full((batch, G, *nodes, self.rank), torch.finfo(wide["dtype"]).min, **wide)
-            state["count"] = like.new_zeros(batch, *nodes, **whole)
+            state["far_key"] = like.new_zeros(batch, G, *nodes, self.rank, D, dtype=wide)
+            state["far_value"] = like.new_zeros(batch, G, *nodes, self.rank, E, dtype=wide)
+            state["mass"] = like.new_full((batch, G, *nodes, self.rank), torch.finfo(wide).min, dtype=wide)
+            state["count"] = like.new_zeros(batch, *nodes, dtype=whole)
         return state
 
     def _ring(self, length: int) -> int:
@@ -180,8 +180,8 @@ class Stream:
                 for i, (mass, start) in enumerate(zip(masses, starts, strict=True))
             ]
             scores = scores + torch.cat(theirs, -1)
-        far = (normed(state[name].flatten(2, 4)) for name in ("far_key", "far_value"))
-        return Columns(*far, scores.repeat_interleave(self.rank, -1))
+        key, value = (normed(state[name].flatten(2, 4)) for name in ("far_key", "far_value"))
+        return Columns(key, value, scores.repeat_interleave(self.rank, -1))
 
     def tokens(self, state: State, bias: Tensor | None) -> list[Columns]:
         """The sinks and the window in sight of the newest token."""

@@ -11,3 +11,7 @@ class MixerConfigError(ValueError):
 
 class NoStepError(NotImplementedError):
     """A mixer that needs the whole sequence was asked to go token by token."""
+
+
+class StateFullError(IndexError):
+    """A state that is exact for a given number of tokens was handed one more."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from remixer.mixers.base import State
 from remixer.mixers.decay import Decay, fixed_decay
 from remixer.mixers.registry import register
 from remixer.mixers.spec import AttentionSpec
+from remixer.mixers.state_space import empty_states, step_states
 from remixer.mixers.toeplitz_operator import OperatorConfig, ToeplitzOperator
 from remixer.mixers.toeplitz_reference import toeplitz_mixer_reference
 
@@ -29,6 +32,8 @@ class Toeplitz(OperatorConfig):
         normalise: make the coefficients positive, exp(encoder), and divide every row by its sum over the keys
             that exist: a row of P is then a distribution, as a row of attention is. False is the published
             operator.
+        decoding: how `step` goes on from the tokens before, at a similar cost: from a "ring" of their values, or as a
+            linear recurrence, "state_space", which is exact for the length that the state was made for, and no more.
 
     Raises:
         MixerConfigError: an option has a value that no attention could take.
@@ -37,6 +42,7 @@ class Toeplitz(OperatorConfig):
     decay: float | None = 0.99
     learn_decay: bool = False
     normalise: bool = True
+    decoding: Literal["ring", "state_space"] = "ring"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,6 +50,7 @@ class Toeplitz(OperatorConfig):
         self.require(inside, f"decay must lie in (0, 1], got {self.decay}")
         room = not self.learn_decay or (self.decay is not None and self.decay < 1.0)
         self.require(room, f"learn_decay needs a decay below 1 to start from, got {self.decay}")
+        self.require_one_of("decoding", ("ring", "state_space"))
 
 
 @register("toeplitz")
@@ -65,13 +72,39 @@ class ToeplitzMixer(ToeplitzOperator):
     def coefficients(self, tokens: int) -> Tensor:
         """See ToeplitzOperator.coefficients."""
         offsets = self.offsets(tokens)
+        return self._coefficients(offsets, self._fade(offsets))
+
+    def _fade(self, offsets: Tensor) -> Tensor:
+        """The logarithm of what the coefficients fade by: (offsets,), or (H, E or 1, offsets) if it is learned."""
+        if self.decay is not None:
+            return self.decay(offsets)
+        return fixed_decay(self.config.decay, offsets, self.encoder.dtype)
+
+    def _coefficients(self, offsets: Tensor, fade: Tensor) -> Tensor:
+        """The coefficients (H, E or 1, offsets), given the logarithm of what they fade by."""
         encoded = self.encoder(offsets).t().unflatten(0, (self.spec.heads, self.channels))
-        fade = fixed_decay(self.config.decay, offsets, encoded.dtype) if self.decay is None else self.decay(offsets)
         hidden = self.hidden(offsets)
         if not self.normalise:
             return (encoded * fade.exp()).masked_fill(hidden, 0.0)
         logs = (encoded + fade).masked_fill(hidden, -torch.inf)
         return (logs - logs.detach().amax(-1, keepdim=True)).exp()  # rows are divided by their sum: any factor will do
+
+    def initial_state(self, batch: int, length: int, like: Tensor) -> State:
+        """See ToeplitzOperator.initial_state; with decoding="state_space", no token may come after `length`."""
+        if self.config.decoding == "ring":
+            return super().initial_state(batch, length, like)
+        self.check_steps(length)
+        coefficients = self._coefficients(self.offsets(length), torch.zeros(())).to(like.device)
+        log_decay = self._fade(self.offsets(2)[1:]).reshape(-1, 1 if self.decay is None else self.channels)
+        heads = self.spec.kv_heads if self.decay is None else self.spec.heads
+        return empty_states(coefficients, log_decay, batch, heads, self.spec.value_dim, self.normalise)
+
+    def _advance(self, state: State, value: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor | None, State]:
+        if self.config.decoding == "ring":
+            return super()._advance(state, value, exist)
+        if self.decay is not None:  # a state of its own for every head
+            value = value.repeat_interleave(self.spec.groups, 1)
+        return step_states(state, value, exist)
 
     def reference(
         self,

@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
+from remixer.mixers.base import Mixer, MixerConfig, Order, State, Unsupported
 from remixer.mixers.convolution import convolve, spectrum_of, transform_dtype, transform_length
 from remixer.mixers.eager import plain_inference
+from remixer.mixers.errors import NoStepError
 from remixer.mixers.gate import Gate
 from remixer.mixers.position_encoder import PositionEncoder
+from remixer.mixers.precision import at_least_float32
 from remixer.mixers.recent import Recent
+from remixer.mixers.ring_buffer import empty_ring, step_ring
 from remixer.mixers.spec import AttentionSpec
 
 
@@ -156,6 +159,54 @@ class ToeplitzOperator(Mixer):
             # errors are left of their sum.
             mixed = convolve(kernel.spectrum, value.to(dtype), kernel.length) / torch.maximum(seen, kernel.itself)
         return self._gated(mixed, query, value)
+
+    def initial_state(self, batch: int, length: int, like: Tensor) -> State:
+        """See Mixer.initial_state: the coefficients, and the last values in float32 at least.
+
+        After `length` tokens every further one makes the oldest forgotten, as a window of `length` would.
+
+        Raises:
+            NoStepError: the replaced attention is not causal.
+            ValueError: length is less than 1.
+        """
+        self.check_steps(length)
+        left = self.spec.window[0]
+        kept = length if left is None else min(length, left + 1)
+        coefficients = self.coefficients(length)[..., :kept].to(like.device, at_least_float32(like.dtype))
+        return empty_ring(coefficients, batch, self.spec.kv_heads, self.spec.value_dim, self.normalise)
+
+    def check_steps(self, length: int) -> None:
+        """Raise NoStepError or ValueError where there can be no state for so many tokens."""
+        if not self.spec.causal:
+            raise NoStepError(f"{self.config.name!r} can't go token by token here: the attention sees tokens to come")
+        if length < 1:
+            raise ValueError(f"a state must be for one token at least, got length {length}")
+
+    def step(
+        self,
+        state: State,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """See Mixer.step. A token costs as many products per channel as tokens are remembered."""
+        assert value is not None
+        exist = value.new_ones(value.shape[0], 1, 1, 1)
+        if padding is not None:
+            exist = padding[:, None, :, None].to(value.dtype)
+            value = value.masked_fill(~padding[:, None, :, None], 0.0)
+        mixed, seen, state = self._advance(state, value, exist if self.normalise else None)
+        if seen is not None:
+            mixed = mixed / torch.maximum(seen, state["itself"])
+        return self._gated(mixed, query, value), state
+
+    def _advance(self, state: State, value: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor | None, State]:
+        """What the token sees (B, H, 1, E), the sum of its coefficients where rows are normalised, the new state."""
+        return step_ring(state, value, exist)
 
     def _gated(self, mixed: Tensor, query: Tensor | None, value: Tensor) -> Tensor:
         """What was mixed, through the gate, in the dtype of value."""

@@ -1,0 +1,76 @@
+"""A causal Toeplitz product token by token, from the last values: y_i = sum over k < N of t_k v_{i-k}.
+
+The values of the last N tokens lie in a ring: token i in slot i mod N, over the one that is N tokens older. A token
+costs N products per channel, and N values of memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from remixer.mixers.base import State
+from remixer.mixers.eager import plain_inference
+
+
+def empty_ring(coefficients: Tensor, batch: int, heads: int, channels: int, counts: bool) -> State:
+    """The state before the first token.
+
+    Args:
+        coefficients: (H, E or 1, N), t_0 to t_{N-1}.
+        batch: B.
+        heads: G.
+        channels: E.
+        counts: remember too which tokens exist.
+
+    Returns:
+        kernel (H, N, E or 1), the coefficients; values (B, G, N, E); position (1,), how many tokens there were.
+        If asked for, exist (B, 1, N, 1), and itself (H, 1, E or 1), t_0 as a divisor.
+    """
+    N = coefficients.shape[-1]
+    state = {
+        "kernel": coefficients.transpose(1, 2).contiguous(),
+        "values": coefficients.new_zeros(batch, heads, N, channels),
+        "position": torch.zeros(1, dtype=torch.int64, device=coefficients.device),
+    }
+    if counts:
+        state["exist"] = coefficients.new_zeros(batch, 1, N, 1)
+        state["itself"] = state["kernel"][:, :1].clamp(min=torch.finfo(coefficients.dtype).tiny)
+    return state
+
+
+def step_ring(state: State, value: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor | None, State]:
+    """Take in one token, and give what it sees; what is N tokens old or older is forgotten.
+
+    Args:
+        state: of the tokens before; its memory is used again in plain inference.
+        value: (B, G, 1, E), 0 for tokens that don't exist.
+        exist: (B, 1, 1, 1), 1 or 0; for a state that counts.
+
+    Returns:
+        The product (B, H, 1, E), the sum of the coefficients of what exists (B, H, 1, E or 1) if the state counts,
+        and the new state.
+    """
+    position, kernel = state["position"], state["kernel"]
+    N = kernel.shape[1]
+    slot = position % N
+    offsets = (position - torch.arange(N, device=position.device)) % N  # of what each slot holds, or will
+    turned = kernel.index_select(1, offsets)
+    state = {**state, "position": position + 1, "values": _put(state["values"], slot, value)}
+    mixed = _sum(state["values"], turned)
+    if exist is None:
+        return mixed, None, state
+    state["exist"] = _put(state["exist"], slot, exist)
+    return mixed, _sum(state["exist"], turned), state
+
+
+def _put(ring: Tensor, slot: Tensor, entry: Tensor) -> Tensor:
+    """The ring (B, G or 1, N, E or 1) with an entry in a slot, in place where nobody can tell."""
+    entry = entry.to(ring.dtype)
+    return ring.index_copy_(2, slot, entry) if plain_inference(ring, entry) else ring.index_copy(2, slot, entry)
+
+
+def _sum(ring: Tensor, kernel: Tensor) -> Tensor:
+    """Ring (B, G or 1, N, E or 1) times kernel (H, N, E or 1), summed over the slots: (B, H, 1, E or 1)."""
+    products = ring[:, :, None] * kernel.unflatten(0, (ring.shape[1], -1))
+    return products.sum(-2, keepdim=True).flatten(1, 2)

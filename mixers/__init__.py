@@ -6,6 +6,7 @@ size, C model width.
 
 from remixer.mixers.base import OPERANDS, Mixer, MixerConfig, Order, Unsupported
 from remixer.mixers.errors import MixerConfigError, UnknownMixerError
+from remixer.mixers.frequency_toeplitz import FrequencyToeplitz, FrequencyToeplitzMixer
 from remixer.mixers.gated_toeplitz import GatedLinearUnit, GatedToeplitzUnit, SimpleRMSNorm, ToeplitzBlock
 from remixer.mixers.long_short import LongShort, LongShortMixer
 from remixer.mixers.registry import available, get, mixer_of, register
@@ -17,6 +18,8 @@ from remixer.mixers.toeplitz_2d import Toeplitz2d
 __all__ = [
     "OPERANDS",
     "AttentionSpec",
+    "FrequencyToeplitz",
+    "FrequencyToeplitzMixer",
     "GatedLinearUnit",
     "GatedToeplitzUnit",
     "LongShort",

@@ -9,6 +9,7 @@ from remixer.driver import explain, remix
 from remixer.errors import AlreadyRemixedError, NoAttentionError
 from remixer.mixers import (
     AttentionSpec,
+    FrequencyToeplitz,
     LongShort,
     Mixer,
     MixerConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "AttentionSpec",
     "CaptureError",
     "Editor",
+    "FrequencyToeplitz",
     "LongShort",
     "Match",
     "Miss",

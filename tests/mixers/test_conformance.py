@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from remixer.mixers import AttentionSpec, LongShort, Toeplitz, available, get
+from remixer.mixers import AttentionSpec, FrequencyToeplitz, LongShort, Toeplitz, available, get
 from remixer.testing import assert_close
 
 VARIANTS = {
@@ -19,6 +19,10 @@ VARIANTS = {
         Toeplitz(per="head", normalise=False, decay=1.0),
         Toeplitz(decay=0.9, learn_decay=True, normalise=False),
         Toeplitz(decay=0.95, learn_decay=True, per="head", gate="value"),
+    ],
+    "frequency_toeplitz": [
+        FrequencyToeplitz(gate="value", per="head"),
+        FrequencyToeplitz(rpe_layers=0, rpe_width=8, gate="query"),
     ],
     "long_short": [
         LongShort(window=8, segment=4, memory=3),

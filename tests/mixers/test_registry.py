@@ -20,7 +20,7 @@ from remixer.mixers import (
 
 
 def test_the_built_in_mixers_are_there():
-    assert {"softmax", "toeplitz", "long_short"} <= set(available())
+    assert {"softmax", "toeplitz", "frequency_toeplitz", "long_short"} <= set(available())
     assert list(available()) == sorted(available())
     assert get("toeplitz") is ToeplitzMixer
 

@@ -71,7 +71,9 @@ class FrequencyToeplitzMixer(ToeplitzOperator):
     def _new_kernel(self, tokens: int, dtype: torch.dtype) -> Kernel:
         if self.spec.windowed:
             return super()._new_kernel(tokens, dtype)
-        return Kernel(self.response(tokens).to(dtype.to_complex()), 2 * tokens)  # no transform of coefficients
+        # Nothing is transformed; `dtype.to_complex()` would break a graph of torch.compile in two.
+        response = self.response(tokens).to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+        return Kernel(response, 2 * tokens)
 
     def reference(
         self,

@@ -235,5 +235,6 @@ class ToeplitzOperator(Mixer):
         if not causal:
             sums = sums + F.pad(coefficients[..., :middle].flip(-1).cumsum(-1).flip(-1), (0, 1))
         tiny = torch.finfo(dtype).tiny
-        itself = coefficients[..., middle, None].clamp(min=tiny).transpose(1, 2)
+        # A slice: torch.compile would make a graph of its own for every index.
+        itself = coefficients[..., middle : middle + 1].clamp(min=tiny).transpose(1, 2)
         return Kernel(spectrum, length, sums.clamp(min=tiny).reciprocal(), itself)

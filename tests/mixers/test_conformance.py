@@ -276,10 +276,15 @@ def test_export_at_any_length_with_the_order_it_declares(name, config, causal):
     assert exponent <= (2.05 if mixer.order == "n^2" else 1.05), f"a tensor grows as n^{exponent:.2f}"
 
 
-@pytest.mark.parametrize("name", [name for name in available() if name in VARIANTS])
-def test_torch_compile(name):
-    mixer = mixer_for(name, VARIANTS[name][0], causal=True).eval()
-    tensors, mask = operands_for(mixer, 48, 2, "left", grad=False)
+@each_direction
+@each_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_autocast_changes_nothing_that_its_dtype_would_not_round(name, config, causal, dtype):
+    mixer = mixer_for(name, config, dtype, causal=causal).eval()
+    tensors, mask = operands_for(mixer, 35, 2, "left", grad=False)
     with torch.no_grad():
-        compiled = torch.compile(mixer, backend="eager")
-        assert_close(compiled(**tensors, padding=mask), mixer.reference(**tensors, padding=mask).detach())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = mixer(**tensors, padding=mask)
+        if "toeplitz" in name:  # the others may give what fused attention gives under autocast
+            assert out.dtype == dtype
+        assert_close(out.bfloat16(), mixer.reference(**tensors, padding=mask))

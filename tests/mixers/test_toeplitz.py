@@ -114,6 +114,39 @@ def test_autocast_keeps_the_dtype_and_the_precision():
     assert_close(out.detach().bfloat16(), mixer(value=value).detach())
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("config", [Toeplitz(normalise=False), Toeplitz(), Toeplitz(learn_decay=True, per="head")])
+def test_offsets_that_were_never_seen_have_the_coefficients_of_a_longer_sequence(config, causal):
+    mixer = mixer_of(config, causal=causal)
+    short, long = mixer.coefficients(40).detach(), mixer.coefficients(1000).detach()
+    own = slice(0, 40) if causal else slice(960, 1039)
+    if config.normalise:  # they are given up to a factor
+        short, long = short / short.sum(-1, keepdim=True), long / long[..., own].sum(-1, keepdim=True)
+    assert_close(short, long[..., own])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_shifted_values_give_shifted_results(causal):
+    mixer = mixer_of(Toeplitz(normalise=False), causal=causal)
+    value = torch.randn(1, 4, 30, 6, dtype=torch.float64)
+    value[:, :, 20:] = 0.0
+    out, later = (mixer(value=each).detach() for each in (value, torch.roll(value, 7, 2)))
+    assert_close(later[:, :, 7:], out[:, :, :-7])
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_an_encoder_that_gives_a_constant_makes_a_moving_average(normalise):
+    mixer = mixer_of(Toeplitz(decay=0.9, normalise=normalise), causal=True)
+    torch.nn.init.zeros_(mixer.encoder.last.weight)
+    torch.nn.init.ones_(mixer.encoder.last.bias)
+    value = torch.randn(1, 4, 25, 6, dtype=torch.float64)
+    total, weight, expected = torch.zeros(1, 4, 6, dtype=torch.float64), 0.0, []
+    for t in range(25):
+        total, weight = 0.9 * total + value[:, :, t], 0.9 * weight + 1.0
+        expected.append(total / weight if normalise else total)
+    assert_close(mixer(value=value).detach(), torch.stack(expected, 2))
+
+
 class TestWhatIsKeptBetweenCalls:
     value = torch.randn(1, 4, 12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

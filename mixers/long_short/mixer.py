@@ -15,10 +15,11 @@ from remixer.mixers.eager import plain_inference
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.long_short.memory import Limit
 from remixer.mixers.long_short.reference import long_short_reference
+from remixer.mixers.long_short.retrieval import choose
 from remixer.mixers.long_short.sight import Sight
 from remixer.mixers.long_short.stream import Stream
 from remixer.mixers.long_short.summaries import pool
-from remixer.mixers.long_short.tiled_attention import mix_at_once, mix_in_cache
+from remixer.mixers.long_short.tiled_attention import mix_at_once, mix_in_cache, mix_with_retrieved
 from remixer.mixers.masks import allowed_keys
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.registry import register
@@ -41,6 +42,9 @@ class LongShort(MixerConfig):
             the mixer quadratic again, with a small factor. "dyadic" reaches back to the first token all the same:
             summaries are merged in pairs as they age, so that there are about log n of them.
         per_size: of a dyadic memory, how many summaries of each size stay before two of them are merged.
+        retrieve: how many far segments are attended to word for word: those whose keys may score highest. They are
+            the same for all query heads of a key/value head.
+        retrieve_block: how many queries in a row share a choice: that of the first of them if causal.
         dual_norm: LayerNorms on keys and values, one for tokens and one for summaries: over all heads
             together as in the "paper", "per_head", or "none", which suits a pretrained attention.
         project_from: what the summaries' weights are read from: the "key" of the head, or the hidden state
@@ -55,6 +59,8 @@ class LongShort(MixerConfig):
     sinks: int = 4
     memory: Limit = 128
     per_size: int = 16
+    retrieve: int = 0
+    retrieve_block: int = 4
     dual_norm: Literal["none", "paper", "per_head"] = "none"
     project_from: Literal["key", "source"] = "key"
     counted: bool = True
@@ -67,6 +73,9 @@ class LongShort(MixerConfig):
         limited = self.memory in (None, "dyadic") or (isinstance(self.memory, int) and self.memory >= 1)
         self.require(limited, f"memory must be at least 1, 'dyadic' or None, got {self.memory!r}")
         self.require(self.per_size >= 1, f"per_size must be at least 1, got {self.per_size}")
+        self.require(self.retrieve >= 0, f"retrieve can't be negative, got {self.retrieve}")
+        fits = self.retrieve_block >= 1 and (not self.retrieve or self.window % self.retrieve_block == 0)
+        self.require(fits, f"retrieve_block must divide window, got {self.retrieve_block} and {self.window}")
         norms, operands = ("none", "paper", "per_head"), ("key", "source")
         self.require(self.dual_norm in norms, f"dual_norm must be one of {', '.join(norms)}, got {self.dual_norm!r}")
         self.require(
@@ -88,6 +97,7 @@ class LongShortMixer(Mixer):
         # A pretrained window hid everything beyond it, which neither summaries nor sinks may show.
         self.rank = 0 if spec.windowed else config.rank if config.rank is not None else 1 if spec.causal else 32
         self.sinks = 0 if spec.windowed else config.sinks
+        self.retrieve = 0 if spec.windowed else config.retrieve
         self.pooling: nn.Parameter | None = None
         self.summary_bias: nn.Parameter | None = None
         if spec.bias == "offset":
@@ -126,10 +136,9 @@ class LongShortMixer(Mixer):
 
     @property
     def order(self) -> Order:
-        """Linear, unless all that lies before the window stays visible."""
-        if not (self.spec.causal and self.rank):
-            return "n"
-        return "n^2" if self.config.memory is None else "n log n" if self.config.memory == "dyadic" else "n"
+        """Linear, unless all that lies before the window stays visible, or is searched."""
+        remembers = self.config.memory if self.spec.causal and self.rank else 0
+        return "n^2" if remembers is None else "n log n" if remembers == "dyadic" or self.retrieve else "n"
 
     def forward(
         self,
@@ -172,6 +181,9 @@ class LongShortMixer(Mixer):
             far_key, far_value = (self._normed(self.summary_norm, far) for far in (far_key, far_value))
             added = self.summary_bias
         keys, values = sight.tokens(near_key, far_key), sight.tokens(near_value, far_value)
+        if self.retrieve and not whole:
+            chosen = choose(query, near_key, exist, spec, config)
+            return mix_with_retrieved(query, keys, values, sight, added, bias, chosen, dropout=dropout)
         if dropout == 0.0 and plain_inference(query, key, value):
             return mix_in_cache(query, keys, values, sight, added, bias, masked=padding is not None)
         return mix_at_once(query, keys, values, sight, added, bias, masked=padding is not None, dropout=dropout)

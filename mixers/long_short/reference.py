@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from remixer.mixers.long_short.retrieval_reference import chosen_segments, merged_with_age, segments_before
 from remixer.mixers.spec import AttentionSpec
 
 
@@ -53,7 +55,7 @@ def long_short_reference(
     dtype = torch.promote_types(query.dtype, torch.float32)
     weights = {name: each.to(dtype) for name, each in parameters.items()}
     q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
-    B, H, T, _ = q.shape
+    (B, H, T, _), G = q.shape, k.shape[1]
     rank = config.rank if config.rank is not None else 1 if spec.causal else 32
     by_offset = q.new_zeros(H, 2 * T - 1) if bias is None else bias.to(dtype)
     rows = []
@@ -75,49 +77,47 @@ def long_short_reference(
             far_k, far_v = (_normed("summary_norm", x, config, weights) for x in far)
             return Summary(first, size, members, far_k, far_v)
 
-        for t in range(T):
+        for t, g in itertools.product(range(T), range(G)):
+            readers = slice(g * spec.groups, (g + 1) * spec.groups)
+            first_tokens = [] if spec.windowed else kept[: config.sinks]
             window = [s for s in kept if _in_window(t, s, spec, config)]
-            sinks = [] if spec.windowed else kept[: config.sinks]
-            sinks = [s for s in sinks if s not in window and not (spec.causal and s > t)]
-            tokens = sinks + window
-            ks, vs = [near_k[:, tokens]], [near_v[:, tokens]]
-            plus = [by_offset[:, place[tokens] - place[t] + T - 1]]
-            runs = [(0, T)] if not spec.causal else _runs_before(t - config.window + 1, T, config)
+            sinks = [s for s in first_tokens if s not in window and not (spec.causal and s > t)]
+            chosen = []
+            if config.retrieve and not spec.windowed and config.window < T:
+                starts = chosen_segments(q[b, readers], near_k[g], kept, t, spec, config)
+                chosen = [s for first in starts for s in range(first, first + config.segment) if s in kept]
+            tokens = sinks + window + [s for s in chosen if s not in first_tokens and s not in window]
+            ks, vs = [near_k[g, tokens]], [near_v[g, tokens]]
+            plus = [by_offset[readers][:, place[tokens] - place[t] + T - 1]]
+            runs = [(0, T)] if not spec.causal else _runs_before(t - config.window + 1, config)
             if not rank or spec.windowed:
                 runs = []
             for first, size, members, far_k, far_v in (summary(*run) for run in runs):
-                stands_for = len(members) if spec.causal else len(set(members) - set(tokens))
+                stands_for = len(set(members) - set(chosen if spec.causal else tokens))
                 if not members or (config.counted and stands_for == 0):
                     continue
-                count = math.log(stands_for / rank) + weights["summary_bias"] if config.counted else torch.zeros(H)
-                ks.append(far_k)
-                vs.append(far_v)
+                count = q.new_zeros(spec.groups)
+                if config.counted:
+                    count = math.log(stands_for / rank) + weights["summary_bias"][readers]
+                ks.append(far_k[g])
+                vs.append(far_v[g])
                 behind = torch.tensor(_behind(t, range(first, first + size), spec, config))
-                mean = by_offset[:, behind - t + T - 1].logsumexp(1) - math.log(len(behind))
-                plus.append((count.to(dtype) + mean)[:, None].expand(H, rank))
-            seen_k, seen_v = (torch.cat(x, 1).repeat_interleave(spec.groups, 0) for x in (ks, vs))
-            scores = spec.scale * (seen_k @ q[b, :, t, :, None])[..., 0]
+                mean = by_offset[readers][:, behind - t + T - 1].logsumexp(1) - math.log(len(behind))
+                plus.append((count + mean)[:, None].expand(-1, rank))
+            scores = spec.scale * q[b, readers, t] @ torch.cat(ks).T
             if spec.softcap is not None:
                 scores = spec.softcap * torch.tanh(scores / spec.softcap)
             P = torch.softmax(scores + torch.cat(plus, 1), -1)
-            rows.append((P[..., None] * seen_v).sum(1))
+            rows.append(P @ torch.cat(vs))
     return torch.stack(rows).view(B, T, H, -1).transpose(1, 2).to(value.dtype)
 
 
-def _runs_before(before: int, tokens: int, config: Any) -> list[tuple[int, int]]:
-    """Where the summaries start, and of how many tokens each is, that a causal query sees whose window starts there."""
-    runs = [(first, config.segment) for first in range(0, before - config.segment + 1, config.segment)]
-    if config.memory != "dyadic":
-        return runs if config.memory is None else runs[-config.memory :]
-    kept: list[tuple[int, int]] = []
-    level = runs
-    while level:
-        older = []
-        while len(level) >= config.per_size + 2:  # the two oldest become one
-            (first, size), (_, _), *level = level
-            older.append((first, 2 * size))
-        kept, level = level + kept, older
-    return kept
+def _runs_before(before: int, config: Any) -> list[tuple[int, int]]:
+    """The runs of tokens whose summaries a causal query sees before the start of its window."""
+    runs = segments_before(before, config.segment)
+    if config.memory == "dyadic":
+        return merged_with_age(runs, config.per_size)
+    return runs if config.memory is None else runs[-config.memory :]
 
 
 def _behind(t: int, run: range, spec: AttentionSpec, config: Any) -> list[int]:

@@ -81,25 +81,34 @@ class Sight:
             (B or 1, 1, tiles, 1, length or 1, columns); length 1 where all queries of a tile see the same.
         """
         hidden = hidden_score(dtype)
-        window = self.tiling.exist(self.exist, first, stop)[:, :, None]
-        band = self._band()
-        tokens = [window if band is None else window & band]
-        if self.sinks is not None:
-            tokens.insert(0, self._sinks_in_sight(first, stop))
+        tokens = self._tokens_in_sight(first, stop)
         nothing = torch.zeros((), dtype=dtype, device=self.exist.device)
         parts = [nothing.masked_fill(~seen, hidden) for seen in tokens]
         if self.rank and self.spec.causal:
             parts.insert(0, self._node_scores(first, stop, hidden, dtype))
         elif self.rank:
-            count = self.exist.sum(-1)[:, None, None]
-            if self.config.counted:  # whoever is seen needs no one to stand for it
-                for seen in tokens:
-                    count = count - seen.sum(-1)
-            scores = log_share(count, self.rank, self.config.counted, hidden, dtype)
+            scores = log_share(self._stand_for(tokens), self.rank, self.config.counted, hidden, dtype)
             parts.insert(0, scores[..., None].expand(*scores.shape, self.rank))
         rows = max(part.shape[2] for part in parts)
         parts = [part.expand(-1, stop - first, rows, -1) for part in parts]
         return torch.cat(parts, -1)[:, None, :, None]
+
+    def stand_for(self, first: int, stop: int) -> Tensor:
+        """(B or 1, tiles, length or 1), for how many tokens the summaries of a whole sequence stand."""
+        return self._stand_for(self._tokens_in_sight(first, stop))
+
+    def _stand_for(self, tokens: list[Tensor]) -> Tensor:
+        count = self.exist.sum(-1)[:, None, None]
+        if self.config.counted:  # whoever is seen needs no one to stand for it
+            for seen in tokens:
+                count = count - seen.sum(-1)
+        return count
+
+    def _tokens_in_sight(self, first: int, stop: int) -> list[Tensor]:
+        """Which sinks, if there are any, and which tokens of the window: (B or 1, tiles, length or 1, columns) bool."""
+        window, band = self.tiling.exist(self.exist, first, stop)[:, :, None], self._band()
+        tokens = [window if band is None else window & band]
+        return tokens if self.sinks is None else [self._sinks_in_sight(first, stop), *tokens]
 
     def patches(self, first: int, stop: int, dtype: torch.dtype, masked: bool) -> list[Patch]:
         """`bias` on a CPU, as the parts of it that are not 0; kept between calls unless some keys don't exist."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from remixer.mixers.eager import plain_inference
 from remixer.mixers.long_short.joint_attention import hidden_score, joint_attention, joint_attention_in_cache
 from remixer.mixers.long_short.offset_columns import joined_columns, offset_patches
+from remixer.mixers.long_short.retrieval import Chosen
+from remixer.mixers.long_short.retrieved_attention import attention_with_retrieved, retrieved
 from remixer.mixers.long_short.sight import Sight, Tokens
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.spec import AttentionSpec
@@ -48,12 +52,7 @@ def mix_at_once(
     """
     tiles = sight.tiling.count(query.shape[2])
     rows = sight.tiling.queries(query, sight.spec.groups, 0, tiles)
-    bias = base = sight.bias(0, tiles, query.dtype)
-    if added is not None:
-        others = (0, sight.width - sight.summaries)
-        bias = base + F.pad(_by_group(added.to(query.dtype), sight.spec).expand(*[-1] * 5, sight.summaries), others)
-    if offsets is not None:
-        bias = bias + joined_columns(sight, offsets, 0, tiles).to(query.dtype)
+    bias, base = _whole_bias(sight, added, offsets, 0, tiles, query.dtype)
     mixed = joint_attention(
         rows.flatten(0, 2),
         sight.joined(keys, 0, tiles).flatten(0, 2),
@@ -63,6 +62,46 @@ def mix_at_once(
         dropout,
     ).unflatten(0, rows.shape[:3])
     return sight.tiling.untiled(_silenced(mixed, base) if masked else mixed, query.shape[2])
+
+
+def mix_with_retrieved(
+    query: Tensor,
+    keys: Tokens,
+    values: Tokens,
+    sight: Sight,
+    added: Tensor | None,
+    offsets: Tensor | None,
+    chosen: Chosen,
+    *,
+    dropout: float,
+) -> Tensor:
+    """`mix_at_once` with the chosen far segments; where nothing is differentiated, a run of tiles at a time."""
+    spec, tiling, (B, _, T, _) = sight.spec, sight.tiling, query.shape
+    tiles = most = tiling.count(T)
+    if plain_inference(query, keys.near, values.near):
+        width = sight.width + sight.config.retrieve * sight.config.segment
+        most = max(1, SCORES_IN_CACHE // (B * spec.heads * tiling.length * width))
+    runs = []
+    for first, stop in tiling.runs(T, most) if most < tiles else [(0, tiles)]:
+        far = retrieved(chosen, keys.near, values.near, sight, offsets, first, stop)
+        bias, _ = _whole_bias(sight, added, offsets, first, stop, query.dtype)
+        rows = tiling.queries(query, spec.groups, first, stop)
+        key, value = sight.joined(keys, first, stop), sight.joined(values, first, stop)
+        runs.append(attention_with_retrieved(rows, key, value, bias, far, spec, dropout))
+    return tiling.untiled(torch.cat(runs, 2) if len(runs) > 1 else runs[0], T)
+
+
+def _whole_bias(
+    sight: Sight, added: Tensor | None, offsets: Tensor | None, first: int, stop: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What is added to all scores of a run of tiles, and the part of it that says what is seen."""
+    bias = base = sight.bias(first, stop, dtype)
+    if added is not None:
+        others = (0, sight.width - sight.summaries)
+        bias = base + F.pad(_by_group(added.to(dtype), sight.spec).expand(*[-1] * 5, sight.summaries), others)
+    if offsets is not None:
+        bias = bias + joined_columns(sight, offsets, first, stop).to(dtype)
+    return bias, base
 
 
 def mix_in_cache(

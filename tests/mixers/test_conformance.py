@@ -30,6 +30,9 @@ VARIANTS = {
         LongShort(window=6, rank=2, segment=9, sinks=0, counted=False, dual_norm="paper", project_from="source"),
         LongShort(window=16, rank=2, segment=2, memory=1, dual_norm="per_head"),
         LongShort(window=1, rank=0),
+        LongShort(window=8, segment=2, retrieve=2, retrieve_block=4, memory=3),
+        LongShort(window=6, segment=3, retrieve=3, retrieve_block=1, memory="dyadic", per_size=2, rank=2, sinks=2),
+        LongShort(window=4, segment=4, retrieve=1, retrieve_block=2, rank=0),
         LongShort(window=5, segment=2, memory="dyadic", per_size=2, rank=2),
         LongShort(window=4, segment=1, memory="dyadic", per_size=1, sinks=1, counted=False, dual_norm="per_head"),
     ],
@@ -256,7 +259,9 @@ def largest_exponent(program, T):
 
 @each_direction
 @each_case
-def test_export_at_any_length_with_the_order_it_declares(name, config, causal):
+def test_export_at_any_length_with_the_order_it_declares(name, config, causal, monkeypatch):
+    for module in ("memory", "retrieval"):  # enough for these lengths; every level costs the export a second
+        monkeypatch.setattr(f"remixer.mixers.long_short.{module}.MOST_LEVELS", 7)
     if name == "long_short" and config.window > 40:
         config = dataclasses.replace(config, window=12)
     mixer = mixer_for(name, config, causal=causal).eval()

@@ -20,3 +20,9 @@ def plain_inference(*tensors: Tensor) -> bool:
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         for tensor in tensors
     )
+
+
+def written(buffer: Tensor, dim: int, index: Tensor, new: Tensor) -> Tensor:
+    """The buffer with new entries at some places; in its own memory where nobody looks at what was there."""
+    new = new.to(buffer.dtype)
+    return buffer.index_copy_(dim, index, new) if plain_inference(buffer, new) else buffer.index_copy(dim, index, new)

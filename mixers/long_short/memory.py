@@ -28,12 +28,15 @@ class Memory:
         per_size: how many nodes of a level stay before two of them are merged.
         segments: how many the whole sequence has, a last incomplete one included.
         levels: how many levels there are.
+        halved: whether each level of the table is half as long as the one before; in a graph all are as long, see
+            `pairs`.
     """
 
     limit: Limit
     per_size: int
     segments: int
     levels: int
+    halved: bool = True
 
     @classmethod
     def of(cls, limit: Limit, per_size: int, segments: int) -> Memory:
@@ -42,7 +45,7 @@ class Memory:
             return cls(limit, per_size, segments, 1)
         levels, left = 1, segments
         if torch.compiler.is_compiling():
-            return cls(limit, per_size, segments, MOST_LEVELS)
+            return cls(limit, per_size, segments, MOST_LEVELS, halved=False)
         while left > per_size + 1 and levels < MOST_LEVELS:
             left, levels = (left - per_size) // 2, levels + 1
         return cls(limit, per_size, segments, levels)
@@ -52,7 +55,7 @@ class Memory:
         """How many nodes the table has of each level."""
         sizes = [self.segments]
         for _ in range(1, self.levels):
-            sizes.append(sizes[-1] if torch.compiler.is_compiling() else (sizes[-1] + 1) // 2)
+            sizes.append((sizes[-1] + 1) // 2 if self.halved else sizes[-1])
         return sizes
 
     def columns(self, spread: int) -> list[int]:

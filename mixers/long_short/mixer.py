@@ -209,8 +209,10 @@ class LongShortMixer(Mixer):
         assert value is not None
         stream = self._stream()
         near_key, near_value = self._normed(self.window_norm, key), self._normed(self.window_norm, value)
-        state = stream.take_in(state, near_key, near_value, padding)
+        state = stream.take_in(state, query, near_key, near_value, padding)
         columns = stream.tokens(state, bias)
+        if self.retrieve:
+            columns.append(stream.retrieved(state, bias))
         if self.rank and self.pooling is not None:
             reads = key if source is None or self.config.project_from == "key" else source[:, None]
             state = stream.pool_in(state, self.pooling, reads, key, value, padding)
@@ -222,7 +224,7 @@ class LongShortMixer(Mixer):
     def _stream(self) -> Stream:
         if not self.spec.causal:
             raise NoStepError("'long_short' can't go token by token where queries see tokens to come")
-        return Stream(self.spec, self.config, self.sinks, self.rank)
+        return Stream(self.spec, self.config, self.sinks, self.rank, self.retrieve)
 
     def _normed(self, norm: nn.LayerNorm | None, tokens: Tensor) -> Tensor:
         """(B, G, S, D), every token normalised over all heads together, or over each by itself."""

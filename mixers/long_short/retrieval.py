@@ -57,7 +57,10 @@ class Tree:
     @classmethod
     def of(cls, key: Tensor, exist: Tensor, segment: int, retrieve: int) -> Tree:
         """From keys (B, G, T, D), and which of them exist, (B or 1, T)."""
-        memory = tree_memory(-(-key.shape[2] // segment), retrieve)
+        segments = -(-key.shape[2] // segment)
+        memory = Memory("dyadic", retrieve, segments, MOST_LEVELS, halved=False)
+        if not torch.compiler.is_compiling():
+            memory = tree_memory(segments, retrieve)
         least = torch.finfo(at_least_float32(key.dtype)).min
         both = both_signs(key).masked_fill(~exist[:, None, :, None], least)
         boxes = [to_multiple(both, 2, segment, least).unflatten(2, (-1, segment)).amax(3)]
@@ -70,8 +73,6 @@ class Tree:
 def tree_memory(segments: int, retrieve: int) -> Memory:
     """How the nodes of so many segments are laid out: with as many levels as leave few nodes at the top."""
     levels, size = 1, segments
-    if torch.compiler.is_compiling():
-        return Memory("dyadic", retrieve, segments, MOST_LEVELS)
     while size > retrieve + 1:
         size, levels = (size + 1) // 2, levels + 1
     return Memory("dyadic", retrieve, segments, levels)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from remixer.mixers.base import State
-from remixer.mixers.eager import plain_inference
+from remixer.mixers.eager import written
 from remixer.mixers.long_short.joint_attention import hidden_score, joint_attention
 from remixer.mixers.long_short.memory import Memory
 from remixer.mixers.long_short.offset_columns import node_masses
+from remixer.mixers.long_short.retrieval_stream import Library
 from remixer.mixers.long_short.summaries import log_share
 from remixer.mixers.offset_bias import bias_at
 from remixer.mixers.precision import at_least_float32
@@ -49,12 +50,14 @@ class Stream:
         config: a LongShort config.
         sinks: how many there are.
         rank: summaries of every segment; 0 for none.
+        retrieve: how many far segments are attended to word for word.
     """
 
     spec: AttentionSpec
     config: Any
     sinks: int
     rank: int
+    retrieve: int
 
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
         """See Mixer.initial_state."""
@@ -79,7 +82,12 @@ class Stream:
             state["far_value"] = like.new_zeros(batch, G, *nodes, self.rank, E, dtype=wide)
             state["mass"] = like.new_full((batch, G, *nodes, self.rank), torch.finfo(wide).min, dtype=wide)
             state["count"] = like.new_zeros(batch, *nodes, dtype=whole)
-        return state
+        return state | (self.library.initial_state(batch, length, like) if self.retrieve else {})
+
+    @property
+    def library(self) -> Library:
+        """What is kept of all tokens."""
+        return Library(self.spec, self.config)
 
     def _ring(self, length: int) -> int:
         """How many nodes of a level are kept: those in sight, and those that are not before the window yet."""
@@ -90,7 +98,7 @@ class Stream:
         young = -(-self.config.window // segment) + 2
         return min(most, young + (2 * self.config.per_size + 4 if memory == "dyadic" else memory))
 
-    def take_in(self, state: State, key: Tensor, value: Tensor, padding: Tensor | None) -> State:
+    def take_in(self, state: State, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> State:
         """The state with a token's normed key (B, G, 1, D) and value (B, G, 1, E) in the window and the sinks."""
         state = dict(state)
         time, window = state["time"], state["key"].shape[2]
@@ -98,16 +106,16 @@ class Stream:
         state["existed"] = state["existed"] + exists
         place = state["existed"] if self.spec.skips_padding else time.expand(exists.shape)
         slot = (time % window).view(1)
-        state["key"] = _written(state["key"], 2, slot, key)
-        state["value"] = _written(state["value"], 2, slot, value)
-        state["place"] = _written(state["place"], 1, slot, torch.where(exists, place, -1)[:, None])
+        state["key"] = written(state["key"], 2, slot, key)
+        state["value"] = written(state["value"], 2, slot, value)
+        state["place"] = written(state["place"], 1, slot, torch.where(exists, place, -1)[:, None])
         if self.sinks:
             nth = torch.arange(1, self.sinks + 1, device=time.device)
             mine = (nth == state["existed"][:, None]) & exists[:, None]  # (B, sinks)
             state["sink_time"] = torch.where(mine, time, state["sink_time"])
             for name, new in (("sink_key", key), ("sink_value", value)):
                 state[name] = torch.where(mine[:, None, :, None], new, state[name])
-        return state
+        return self.library.take_in(state, query, key, value, exists, place) if self.retrieve else state
 
     def pool_in(
         self, state: State, pooling: Tensor, reads: Tensor, key: Tensor, value: Tensor, padding: Tensor | None
@@ -136,10 +144,10 @@ class Stream:
         for name, token in (("far_key", key), ("far_value", value)):
             far = state[name].flatten(2, 3).index_select(2, index)  # (B, G, L, rank, D)
             mixed = torch.where(fresh[:, None, None], 0.0, far * old) + token[:, :, :, None].to(dtype) * new
-            state[name] = _written(state[name].flatten(2, 3), 2, index, mixed).view(state[name].shape)
-        state["mass"] = _written(state["mass"].flatten(2, 3), 2, index, more).view(state["mass"].shape)
+            state[name] = written(state[name].flatten(2, 3), 2, index, mixed).view(state[name].shape)
+        state["mass"] = written(state["mass"].flatten(2, 3), 2, index, more).view(state["mass"].shape)
         count = count + exists[:, None]
-        state["count"] = _written(state["count"].flatten(1, 2), 1, index, count).view(state["count"].shape)
+        state["count"] = written(state["count"].flatten(1, 2), 1, index, count).view(state["count"].shape)
         return state
 
     def _newest(self, state: State) -> tuple[Tensor, Tensor]:
@@ -169,6 +177,8 @@ class Stream:
         dtype = state["mass"].dtype
         scores = log_share(state["count"], self.rank, config.counted, hidden_score(dtype), dtype)
         scores = scores.masked_fill(~seen, hidden_score(dtype)).flatten(1)[:, None]  # (B, 1, nodes)
+        if self.retrieve and config.counted:
+            scores = scores + self.library.share_left(state, held).repeat_interleave(self.spec.groups, 1).to(dtype)
         if added is not None:
             scores = scores + added.to(dtype)[:, None]
         if bias is not None:
@@ -208,6 +218,18 @@ class Stream:
             columns.append(Columns(key, value, scores))
         return columns
 
+    def retrieved(self, state: State, bias: Tensor | None) -> Columns:
+        """The chosen far tokens in sight of the newest one."""
+        key, value, seen, place = self.library.tokens(state)
+        dtype = at_least_float32(key.dtype)
+        scores = torch.zeros((), dtype=dtype, device=key.device).masked_fill(~seen, hidden_score(dtype))
+        scores = scores.repeat_interleave(self.spec.groups, 1)
+        if bias is not None:
+            ahead = place - (state["existed"][:, None, None] if self.spec.skips_padding else state["time"])
+            index = (ahead + bias.shape[1] // 2).clamp(0, bias.shape[1] - 1).repeat_interleave(self.spec.groups, 1)
+            scores = scores + bias.to(dtype)[None].expand(len(index), -1, -1).gather(2, index)
+        return Columns(key, value, scores)
+
     def attend(self, query: Tensor, columns: list[Columns], dropout: float) -> Tensor:
         """One softmax over all columns: query (B, H, 1, D) to (B, H, 1, E), 0 where nothing is seen."""
         spec, (B, H) = self.spec, query.shape[:2]
@@ -223,9 +245,3 @@ class Stream:
 def _existing(state: State, padding: Tensor | None) -> Tensor:
     """(B,) bool, whether the newest token exists."""
     return torch.ones_like(state["existed"], dtype=torch.bool) if padding is None else padding[:, 0]
-
-
-def _written(buffer: Tensor, dim: int, index: Tensor, new: Tensor) -> Tensor:
-    """The buffer with new entries at some places; in its own memory where nobody looks at what was there."""
-    new = new.to(buffer.dtype)
-    return buffer.index_copy_(dim, index, new) if plain_inference(buffer, new) else buffer.index_copy(dim, index, new)

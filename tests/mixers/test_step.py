@@ -21,6 +21,9 @@ CASES = [
         LongShort(window=5, segment=2, memory="dyadic", per_size=2, rank=2),
         LongShort(window=4, segment=1, memory="dyadic", per_size=1, sinks=1, counted=False),
         LongShort(window=9, segment=3, memory="dyadic", per_size=3),
+        LongShort(window=8, segment=2, retrieve=2, retrieve_block=4, memory=3),
+        LongShort(window=6, segment=3, retrieve=3, retrieve_block=1, memory="dyadic", per_size=2, rank=2, sinks=2),
+        LongShort(window=4, segment=4, retrieve=1, retrieve_block=2, rank=0),
     )
 ]
 each_case = pytest.mark.parametrize(("name", "config"), CASES, ids=lambda x: x if isinstance(x, str) else repr(x)[:90])

@@ -18,6 +18,8 @@ CONFIGS = [
     LongShort(window=8, segment=4, memory=2),
     LongShort(window=5, rank=2, segment=2, memory=3, counted=False),
     LongShort(window=50, rank=2),
+    LongShort(window=6, segment=3, memory="dyadic", per_size=1, rank=2),
+    LongShort(window=8, segment=2, retrieve=2, memory=3, sinks=1),
     LongShort(window=7, rank=2, sinks=1, project_from="source", dual_norm="none"),
 ]
 

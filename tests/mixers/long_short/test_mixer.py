@@ -32,6 +32,8 @@ def operands(T, B=2):
         ({"sinks": -2}, "LongShort: sinks can't be negative, got -2"),
         ({"memory": 0}, "LongShort: memory must be at least 1, 'dyadic' or None, got 0"),
         ({"memory": "all"}, "LongShort: memory must be at least 1, 'dyadic' or None, got 'all'"),
+        ({"retrieve": -1}, "LongShort: retrieve can't be negative, got -1"),
+        ({"retrieve": 2, "retrieve_block": 3}, "LongShort: retrieve_block must divide window, got 3 and 128"),
         ({"per_size": 0}, "LongShort: per_size must be at least 1, got 0"),
         ({"dual_norm": "both"}, "LongShort: dual_norm must be one of none, paper, per_head, got 'both'"),
         ({"project_from": "value"}, "LongShort: project_from must be one of key, source, got 'value'"),
@@ -88,6 +90,9 @@ def test_order_and_default_ranks():
     assert mixer_of(LongShort(), causal=True).order == "n"
     assert mixer_of(LongShort(memory=None), causal=True).order == "n^2"
     assert mixer_of(LongShort(memory=None, rank=0), causal=True).order == "n"
+    assert mixer_of(LongShort(memory="dyadic"), causal=True).order == "n log n"
+    assert mixer_of(LongShort(memory="dyadic")).order == "n"
+    assert mixer_of(LongShort(retrieve=2)).order == "n log n"
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -7,7 +7,7 @@ its block. The text is Python's standard library. Both models see the same batch
 The Transformer's table of positions has 14,336 entries, of which training reaches the first 512: nothing better can
 be done with learned positions, short of leaving the text beyond 512 unread.
 
-Run: python benchmarks/extrapolation.py [--steps 600] [--batch 8] [--width 128] [--layers 4] [--threads 1]
+Run: python benchmarks/extrapolation.py [--steps 450] [--batch 8] [--width 128] [--layers 3] [--threads 1]
 """
 
 from __future__ import annotations
@@ -133,14 +133,14 @@ def table_of(rows: list[dict[str, Any]], options: argparse.Namespace) -> Table:
 def main() -> None:
     """Train, measure, print, write the JSON and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=512, help="bytes of a training sequence")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="bytes of a block when tested")
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--pieces", type=int, default=4, help=f"test on so many times {WHOLE:,} bytes")
+    parser.add_argument("--pieces", type=int, default=2, help=f"test on so many times {WHOLE:,} bytes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "extrapolation.json")
     options = parser.parse_args()

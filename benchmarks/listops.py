@@ -115,6 +115,6 @@ def samples(
     seen = set()
     while True:
         tokens = expression(rng, max_depth=max_depth, max_args=max_args, max_length=max_length)
-        if tokens is not None and len(tokens) >= min_length and (key := " ".join(tokens)) not in seen:
+        if tokens is not None and len(tokens) >= min_length and (key := bytes(map(ID.get, tokens))) not in seen:
             seen.add(key)
             yield tokens, evaluate(tokens)

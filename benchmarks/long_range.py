@@ -36,12 +36,12 @@ TASKS = ("ListOps", "Text")
 
 
 @functools.cache
-def task_of(name: str, steps: int, rows: int, tests: int, full: bool) -> Task:
-    """A task's samples, enough for so many steps; the same for all mixers that take as many."""
+def task_of(name: str, rows: int, tests: int, full: bool) -> Task:
+    """A task in batches of so many rows."""
     if name == "ListOps":
         lengths = {"min_length": 500, "max_length": 2000} if full else {"min_length": 64, "max_length": 256}
-        return listops_task(steps=steps, rows=rows, tests=tests, **lengths)
-    return text_task(steps=steps, rows=rows, tests=tests, length=4096 if full else 1024)
+        return listops_task(rows=rows, tests=tests, **lengths)
+    return text_task(rows=rows, tests=tests, length=4096 if full else 1024)
 
 
 def loss_of(model: nn.Module, batch: Batch) -> Tensor:
@@ -73,12 +73,12 @@ def row_of(name: str, mixer: str, options: argparse.Namespace, progress: Progres
     setting = (FULL if options.full else SMALL)[mixer, name]
     if options.steps:
         setting = replace(setting, steps=options.steps, warmup=min(setting.warmup, options.steps // 10))
-    task = task_of(name, setting.steps, setting.rows, options.tests, options.full)
+    task = task_of(name, setting.rows, options.tests, options.full)
     torch.manual_seed(options.seed)
     model = build(mixer, setting, task.vocabulary, task.classes, task.length).to(options.device)
     took = train(
         model,
-        task.train,
+        task.train(),
         loss_of,
         steps=setting.steps,
         rate=setting.rate,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -14,7 +14,7 @@ from standard_library import modules, split
 from torch import Tensor
 
 PACKAGES = ("asyncio", "email", "idlelib", "importlib", "multiprocessing", "tkinter", "unittest", "xml")
-T = TypeVar("T")
+S = TypeVar("S")
 Batch = tuple[Tensor, Tensor | None, Tensor]
 
 
@@ -27,15 +27,16 @@ class Task:
         vocabulary: how many tokens there are.
         classes: how many labels there are.
         length: of the longest sequence.
-        train: batches of ids (B, T), which tokens exist (B, T) or None, and labels (B,).
-        test: the same, from what training has not seen.
+        train: gives batches without end, the same ones at every call: ids (B, T), which tokens exist (B, T) or None,
+            and labels (B,).
+        test: batches of what training never sees.
     """
 
     name: str
     vocabulary: int
     classes: int
     length: int
-    train: list[Batch]
+    train: Callable[[], Iterator[Batch]]
     test: list[Batch]
 
     @property
@@ -45,18 +46,17 @@ class Task:
         return float(labels.bincount().max()) / len(labels)
 
 
-def in_rows(samples: Sequence[T], rows: int) -> list[Sequence[T]]:
-    """So many at a time; the last ones may be fewer."""
-    return [samples[at : at + rows] for at in range(0, len(samples), rows)]
+def listops_task(*, rows: int, tests: int, min_length: int, max_length: int, seed: int = 0) -> Task:
+    """ListOps: the value of an expression. No two samples are the same, so that nothing of the test is trained on."""
 
+    def samples() -> Iterator[tuple[list[str], int]]:
+        return listops.samples(seed, min_length=min_length, max_length=max_length)
 
-def listops_task(*, steps: int, rows: int, tests: int, min_length: int, max_length: int, seed: int = 0) -> Task:
-    """ListOps: the value of an expression. No two samples are the same, so that nothing of the test was seen."""
-    found = listops.samples(seed, min_length=min_length, max_length=max_length)
-    test = list(islice(found, tests))
-    train = list(islice(found, steps * rows))
-    batches = ([_listops_batch(some) for some in in_rows(samples, rows)] for samples in (train, test))
-    return Task("ListOps", len(listops.TOKENS) + 1, 10, max_length, *batches)
+    def train() -> Iterator[Batch]:
+        return batches(islice(samples(), tests, None), rows, _listops_batch)
+
+    test = list(batches(islice(samples(), tests), rows, _listops_batch))
+    return Task("ListOps", len(listops.TOKENS) + 1, 10, max_length, train, test)
 
 
 def _listops_batch(samples: Sequence[tuple[list[str], int]]) -> Batch:
@@ -67,32 +67,40 @@ def _listops_batch(samples: Sequence[tuple[list[str], int]]) -> Batch:
     return ids, ids < len(listops.TOKENS), torch.tensor([value for _, value in samples])
 
 
-def text_task(*, steps: int, rows: int, tests: int, length: int, seed: int = 0) -> Task:
+def text_task(*, rows: int, tests: int, length: int, seed: int = 0) -> Task:
     """Text: which package of the standard library some bytes come from. Files of the test are not trained on.
 
     Raises:
         ValueError: this Python has not all the packages.
     """
-    rng = random.Random(seed)
-    texts = [split(modules(package), one_in=4) for package in PACKAGES]
-    missing = [name for name, (_, test) in zip(PACKAGES, texts, strict=True) if len(test) < length]
+    known, unknown = zip(*(split(modules(package), one_in=4) for package in PACKAGES), strict=True)
+    missing = [name for name, text in zip(PACKAGES, unknown, strict=True) if len(text) < length]
     if missing:
         raise ValueError(f"this Python's standard library has too little of {', '.join(missing)}")
-    train = []
-    for _ in range(steps * rows):
-        label = rng.randrange(len(PACKAGES))
-        text = texts[label][0]
-        start = rng.randrange(len(text) - length + 1)
-        train.append((text[start : start + length], label))
-    test = []
-    each = tests // len(PACKAGES)
-    for label, (_, text) in enumerate(texts):
+
+    def samples() -> Iterator[tuple[bytes, int]]:
+        rng = random.Random(seed)
+        while True:
+            label = rng.randrange(len(PACKAGES))
+            start = rng.randrange(len(known[label]) - length + 1)
+            yield known[label][start : start + length], label
+
+    def train() -> Iterator[Batch]:
+        return batches(samples(), rows, _text_batch)
+
+    rng, chosen = random.Random(seed), []
+    for label, text in enumerate(unknown):
         chunks = [text[at : at + length] for at in range(0, len(text) - length + 1, length)]
-        test += [(chunk, label) for chunk in rng.sample(chunks, min(each, len(chunks)))]
-    batches = ([_text_batch(some) for some in in_rows(samples, rows)] for samples in (train, test))
-    return Task("Text", 256, len(PACKAGES), length, *batches)
+        chosen += [(chunk, label) for chunk in rng.sample(chunks, min(tests // len(PACKAGES), len(chunks)))]
+    return Task("Text", 256, len(PACKAGES), length, train, list(batches(iter(chosen), rows, _text_batch)))
 
 
 def _text_batch(samples: Sequence[tuple[bytes, int]]) -> Batch:
     ids = torch.tensor([list(text) for text, _ in samples])
     return ids, None, torch.tensor([label for _, label in samples])
+
+
+def batches(samples: Iterator[S], rows: int, make: Callable[[Sequence[S]], Batch]) -> Iterator[Batch]:
+    """So many samples at a time; the last ones may be fewer."""
+    while some := list(islice(samples, rows)):
+        yield make(some)

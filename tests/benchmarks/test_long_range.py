@@ -1,5 +1,6 @@
 import json
 import sys
+from itertools import islice
 
 import listops
 import long_range
@@ -13,11 +14,12 @@ from remixer.testing import assert_close
 
 
 def test_listops_batches_hold_the_expressions():
-    task = listops_task(steps=3, rows=4, tests=10, min_length=10, max_length=40)
-    assert [len(labels) for _, _, labels in task.train] == [4, 4, 4]
+    task = listops_task(rows=4, tests=10, min_length=10, max_length=40)
+    train = list(islice(task.train(), 3))
+    assert [len(labels) for _, _, labels in train] == [4, 4, 4]
     assert [len(labels) for _, _, labels in task.test] == [4, 4, 2]
     texts = []
-    for ids, padding, labels in [*task.train, *task.test]:
+    for ids, padding, labels in [*train, *task.test]:
         for row, exist, label in zip(ids, padding, labels, strict=True):
             tokens = [listops.TOKENS[index] for index in row[exist].tolist()]
             texts.append(" ".join(tokens))
@@ -28,11 +30,19 @@ def test_listops_batches_hold_the_expressions():
     assert 0.1 <= task.chance <= 1.0
 
 
+@pytest.mark.parametrize("name", long_range.TASKS)
+def test_all_mixers_are_trained_on_the_same_batches(name):
+    task = long_range.task_of(name, rows=2, tests=8, full=False)
+    for first, again in islice(zip(task.train(), task.train(), strict=False), 3):
+        assert torch.equal(first[0], again[0])
+        assert torch.equal(first[2], again[2])
+
+
 def test_text_is_not_tested_on_files_it_was_trained_on():
-    task = text_task(steps=5, rows=4, tests=32, length=200)
+    task = text_task(rows=4, tests=32, length=200)
     _, _, labels = task.test[0]
     assert sum(len(labels) for _, _, labels in task.test) == 32
-    for batches, held_out in ((task.train, False), (task.test, True)):
+    for batches, held_out in ((islice(task.train(), 5), False), (task.test, True)):
         for ids, padding, labels in batches:
             assert padding is None
             for row, label in zip(ids, labels.tolist(), strict=True):

@@ -6,6 +6,7 @@ Run: python benchmarks/tables.py, after any benchmark.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def rendered() -> str:
         f"\n`remix` of SmolLM2, all 30 sites, takes {compiled['rows'][0]['ratio']:.2f} times the `torch.export.export` "
         f"call inside it ({compiled['rows'][0]['remix']:.1f} s against {compiled['rows'][0]['export']:.1f} s).\n",
         source(compiled, "compile_time"),
+        *extrapolation(),
+        *long_range(),
     ]
     return "".join(parts)
 
@@ -74,6 +77,46 @@ def mixers() -> list[str]:
         "and milliseconds:\n\n",
         table(["mixer", "direction", *(f"{length:,} tokens" for length in lengths)], rows),
         source(result, "mixers"),
+    ]
+
+
+def extrapolation() -> list[str]:
+    """Texts longer than those that were trained on."""
+    result = load("extrapolation")
+    budget, lengths = result["budget"], sorted({row["length"] for row in result["rows"]})
+    rows = []
+    for training in result["trainings"]:
+        found = {row["length"]: row for row in result["rows"] if row["model"] == training["model"]}
+        cells = [f"{found[length]['bits_per_byte']:.2f}" for length in lengths]
+        rows.append([training["model"], f"{training['parameters']:,}", *cells, f"{found[lengths[-1]]['ratio']:.3f}"])
+    return [
+        f"\n`ToeplitzBlock`s trained from scratch on {budget['length']} bytes read longer texts as well. Bits per byte of "
+        f"held-out sources in blocks of so many bytes, after {budget['steps']} steps of {budget['batch']} sequences "
+        f"([plot](benchmarks/results/extrapolation.png)). The Transformer has had the same steps, which for it is early "
+        f"in training; training reaches only the first {budget['length']} of its learned positions:\n\n",
+        table(["model", "parameters", *(f"{length:,}" for length in lengths), "last to first"], rows),
+        source(result, "extrapolation"),
+    ]
+
+
+def long_range() -> list[str]:
+    """Mixers trained from scratch."""
+    result = load("long_range")
+    head, rows = ["task", "tokens", "budget", "chance"], []
+    for task in dict.fromkeys(row["task"] for row in result["rows"]):
+        mine = {row["mixer"]: row for row in result["rows"] if row["task"] == task}
+        first = next(iter(mine.values()))
+        budget = f"{first['setting']['steps']} steps of {first['setting']['rows']}"
+        cells = [f"{row['accuracy']:.1%} ({row['steps_per_cpu_second']:.1f})" for row in mine.values()]
+        rows.append([task, f"up to {first['length']:,}", budget, f"{first['chance']:.1%}", *cells])
+        names = [f"`{name}`" for name in mine]
+    error = max(math.sqrt(row["accuracy"] * (1.0 - row["accuracy"]) / row["tests"]) for row in result["rows"])
+    return [
+        "\nThe same budget from scratch, in the style of the Long Range Arena: accuracy (standard error at most "
+        f"{error:.1%}, one seed), and training steps per CPU second. So short a training tells which mixer learns "
+        "anything, not what it reaches in the end:\n\n",
+        table([*head, *names], rows),
+        source(result, "long_range"),
     ]
 
 

@@ -90,10 +90,10 @@ def extrapolation() -> list[str]:
         cells = [f"{found[length]['bits_per_byte']:.2f}" for length in lengths]
         rows.append([training["model"], f"{training['parameters']:,}", *cells, f"{found[lengths[-1]]['ratio']:.3f}"])
     return [
-        f"\n`ToeplitzBlock`s trained from scratch on {budget['length']} bytes read longer texts as well. Bits per byte of "
-        f"held-out sources in blocks of so many bytes, after {budget['steps']} steps of {budget['batch']} sequences "
-        f"([plot](benchmarks/results/extrapolation.png)). The Transformer has had the same steps, which for it is early "
-        f"in training; training reaches only the first {budget['length']} of its learned positions:\n\n",
+        f"\n`ToeplitzBlock`s trained from scratch on {budget['length']} bytes read longer texts as well. Bits per byte "
+        f"of held-out sources in blocks of so many bytes, after {budget['steps']} steps of {budget['batch']} sequences "
+        "([plot](benchmarks/results/extrapolation.png)). The Transformer has had the same steps, which for it is "
+        f"early in training; training reaches only the first {budget['length']} of its learned positions:\n\n",
         table(["model", "parameters", *(f"{length:,}" for length in lengths), "last to first"], rows),
         source(result, "extrapolation"),
     ]

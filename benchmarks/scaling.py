@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from machine import describe
-from mixers import HEAD_DIM, HEADS, build, steady_seconds
+from peers import HEAD_DIM, HEADS, build, steady_seconds
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table

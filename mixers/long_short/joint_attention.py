@@ -25,27 +25,48 @@ def hidden_score(dtype: torch.dtype) -> float:
 
 
 def joint_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, spec: AttentionSpec, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    added: Tensor | None,
+    summaries: int,
+    spec: AttentionSpec,
+    dropout: float,
 ) -> Tensor:
     """softmax(softcap(scale * query key^T) + bias) value, with 4-D operands that can be differentiated.
 
     Args:
-        query: (N, groups, T, D).
-        key: (N, c, D).
-        value: (N, c, E).
-        bias: broadcastable to (N, groups, T, c).
+        query: (N, H, T, D).
+        key: (N, G, c, D).
+        value: (N, G, c, E).
+        bias: broadcastable to (N, H, T, c); as long as it is the same for all heads, nothing of the size
+            (N, H, T, c) is made.
+        added: (H,), added to the scores of summaries, or None.
+        summaries: how many of the first columns are summaries.
         spec: gives scale and softcap.
         dropout: probability with which weights are dropped.
 
     Returns:
-        (N, groups, T, E).
+        (N, H, T, E).
     """
-    key, value = (each[:, None].expand(-1, spec.groups, -1, -1) for each in (key, value))
-    if spec.softcap is None:
-        return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=dropout, scale=spec.scale)
-    scores = spec.softcap * torch.tanh((query @ key.transpose(-1, -2)) * (spec.scale / spec.softcap))
-    weights = torch.softmax(scores + bias, -1).to(value.dtype)
-    return F.dropout(weights, dropout) @ value
+    key, value = (each[:, :, None].expand(-1, -1, spec.groups, -1, -1).flatten(1, 2) for each in (key, value))
+    if spec.softcap is not None:
+        scores = spec.softcap * torch.tanh((query @ key.transpose(-1, -2)) * (spec.scale / spec.softcap)) + bias
+        if added is not None:
+            scores = scores + F.pad(
+                added.to(bias.dtype)[:, None, None].expand(-1, 1, summaries), (0, key.shape[2] - summaries)
+            )
+        return F.dropout(torch.softmax(scores, -1).to(value.dtype), dropout) @ value
+    size = value.shape[-1]
+    if added is not None:
+        # As one more dimension of queries and keys: the fused kernel takes no mask that needs gradients.
+        shares = (added / spec.scale).to(query.dtype)[:, None, None].expand(query.shape[0], -1, query.shape[2], 1)
+        query = torch.cat([query, shares], -1)
+        far = torch.arange(key.shape[2], device=key.device) < summaries
+        key = torch.cat([key, far.to(key.dtype)[:, None].expand(*key.shape[:2], -1, 1)], -1)
+        value = F.pad(value, (0, max(0, query.shape[-1] - size)))  # nor sizes that differ
+    return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=dropout, scale=spec.scale)[..., :size]
 
 
 def joint_attention_in_cache(

@@ -236,9 +236,7 @@ class Stream:
         key = torch.cat([part.key.to(query.dtype) for part in columns], 2)
         value = torch.cat([part.value.to(query.dtype) for part in columns], 2)
         bias = torch.cat([part.bias.expand(B, H, -1) for part in columns], 2)
-        rows = query.view(B * spec.kv_heads, spec.groups, 1, -1)
-        added = bias.to(query.dtype).reshape(B * spec.kv_heads, spec.groups, 1, -1)
-        mixed = joint_attention(rows, key.flatten(0, 1), value.flatten(0, 1), added, spec, dropout).view(B, H, 1, -1)
+        mixed = joint_attention(query, key, value, bias.to(query.dtype)[:, :, None], None, 0, spec, dropout)
         return mixed.masked_fill(~(bias > hidden_score(bias.dtype) / 2).any(-1)[..., None, None], 0.0)
 
 

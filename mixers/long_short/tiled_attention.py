@@ -50,18 +50,27 @@ def mix_at_once(
     Returns:
         (B, H, T, E).
     """
-    tiles = sight.tiling.count(query.shape[2])
-    rows = sight.tiling.queries(query, sight.spec.groups, 0, tiles)
-    bias, base = _whole_bias(sight, added, offsets, 0, tiles, query.dtype)
+    spec, tiling, (B, _, T, _) = sight.spec, sight.tiling, query.shape
+    tiles = tiling.count(T)
+    base = sight.bias(0, tiles, query.dtype)
+    bias = base[:, 0] if offsets is None else _by_tile(base + joined_columns(sight, offsets, 0, tiles).to(query.dtype))
     mixed = joint_attention(
-        rows.flatten(0, 2),
-        sight.joined(keys, 0, tiles).flatten(0, 2),
-        sight.joined(values, 0, tiles).flatten(0, 2),
-        bias.expand(*rows.shape[:3], -1, -1, -1).flatten(0, 2),
-        sight.spec,
+        _by_tile(tiling.queries(query, spec.groups, 0, tiles)).flatten(0, 1),
+        sight.joined(keys, 0, tiles).transpose(1, 2).flatten(0, 1),
+        sight.joined(values, 0, tiles).transpose(1, 2).flatten(0, 1),
+        bias.expand(B, -1, -1, -1, -1).flatten(0, 1),
+        added,
+        sight.summaries,
+        spec,
         dropout,
-    ).unflatten(0, rows.shape[:3])
-    return sight.tiling.untiled(_silenced(mixed, base) if masked else mixed, query.shape[2])
+    )
+    mixed = mixed.unflatten(0, (B, tiles)).unflatten(2, (spec.kv_heads, -1)).transpose(1, 2)
+    return tiling.untiled(_silenced(mixed, base) if masked else mixed, T)
+
+
+def _by_tile(rows: Tensor) -> Tensor:
+    """(B, G, tiles, groups, length, n) to (B, tiles, H, length, n)."""
+    return rows.transpose(1, 2).flatten(2, 3)
 
 
 def mix_with_retrieved(

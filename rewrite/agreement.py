@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from remixer.rewrite.inputs import Call, without_cache
 from remixer.rewrite.slices import one_thread
 from remixer.rewrite.tolerance import error_and_limit
+
+_ADVICE = "What to try: keep what torch.export can't record, such as torch.func.grad, out of the model's forward"
 
 
 @contextlib.contextmanager
@@ -42,7 +45,11 @@ def difference(model: nn.Module, graph_module: fx.GraphModule, call: Call) -> st
     asked = without_cache(model, call)
     with torch.no_grad(), mode(model, False), one_thread():  # small runs: threads would wait for each other
         expected = pytree.tree_leaves(_seeded(model, asked))
-        actual = pytree.tree_leaves(_seeded(graph_module, call))
+        try:
+            actual = pytree.tree_leaves(_seeded(graph_module, call))
+        except Exception as error:  # a graph that was wrongly recorded may raise anything
+            first = (str(error).splitlines() or [""])[0]
+            return f"it raises {type(error).__name__}: {first[:200]}. {_ADVICE}"
     if len(actual) != len(expected):
         return f"{len(actual)} outputs for {len(expected)}"
     for index, (got, want) in enumerate(zip(actual, expected, strict=True)):
@@ -64,6 +71,8 @@ def _one_difference(got: Any, want: Any) -> str | None:
         return None if not isinstance(got, torch.Tensor) and got == want else f"is {got!r}, not {want!r}"
     if not isinstance(got, torch.Tensor) or (got.shape, got.dtype) != (want.shape, want.dtype):
         return "has another shape or dtype"
+    if isinstance(got, FakeTensor):
+        return f"has no values. {_ADVICE}"
     if not want.is_floating_point():
         return None if torch.equal(got, want) else "has other values"
     error, limit = error_and_limit(got.nan_to_num(), want.nan_to_num())

@@ -17,6 +17,7 @@ from remixer.rewrite.errors import CaptureError
 from remixer.rewrite.inputs import Call, countable_dimensions
 from remixer.rewrite.modules import keep_persistence
 from remixer.rewrite.program import Program, StaticDimension, expression, input_symbols, unite
+from remixer.rewrite.vmapped import write_out_vmaps
 
 
 def program_of(
@@ -47,6 +48,7 @@ def program_of(
     _mark_transient(exported, graph_module)
     _fit_signature(graph_module, args, kwargs, set(added))
     inline_wrapped(graph_module)
+    write_out_vmaps(graph_module)
     clean(graph_module, training)
     graph_module.eval()
     if asked is not None:  # an export of our own; somebody else's keeps its symbols

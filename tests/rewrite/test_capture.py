@@ -320,3 +320,17 @@ def test_a_graph_that_gives_other_outputs_is_refused():
 
     with pytest.raises(CaptureError, match=r"gives other outputs than Counting: output 0 differs by"):
         capture(Counting(), (torch.ones(2, 5),))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of what it does there
+@pytest.mark.parametrize(("transform", "told"), [
+    (lambda x: torch.func.jvp(torch.sin, (x,), (x,))[1], "it raises RuntimeError"),
+    (lambda x: torch.func.grad(lambda y: y.sin().sum())(x), "output 0 has no values"),
+])  # fmt: skip
+def test_a_graph_that_can_not_be_run_is_refused(transform, told):
+    class Transformed(nn.Module):
+        def forward(self, x):
+            return transform(x)
+
+    with pytest.raises(CaptureError, match=rf"other outputs than Transformed: {told}.*What to try"):
+        capture(Transformed(), (torch.ones(2, 5),))

@@ -26,6 +26,23 @@ def test_a_key_that_is_put_together_is_a_node(one_attention, recognised):
         assert_close(result.graph_module(x), model(x))
 
 
+def test_a_mask_of_which_a_copy_gets_the_padding_written_in(one_attention, recognised):
+    def written(T, keep, model):
+        seen = torch.full((T, T), torch.finfo(torch.float32).min).triu(1)
+        mask = seen[None, None].expand(keep.shape[0], 1, T, T).clone()
+        hidden = (mask + keep[:, None, None, :]) == 0
+        mask[:, :, :, :T] = mask.masked_fill(hidden, torch.finfo(torch.float32).min)
+        return mask
+
+    def added(q, k, v, mask, model):
+        return (q @ k.mT + mask).softmax(-1) @ v
+
+    result, (site,) = recognised(one_attention(mask=written, mix=added))
+    assert result.misses == ()
+    assert site.record.error is not None
+    assert (site.spec.causal, site.spec.padding, site.spec.bias) == (True, True, "none")
+
+
 def test_readers_before_the_last_write_stay(one_attention):
     def early(q, k, v, mask, model):
         total = k.new_zeros(k.shape)

@@ -137,6 +137,8 @@ def _dead_rows(trials: Sequence[Trial], form: MaskForm) -> DeadRows:
     lowest = min(float(mask[mask.isfinite()].min()) for mask in masks if mask.isfinite().any())
     if lowest > HIDDEN:
         return "zero"
+    if not any(mask.isinf().any() for mask in masks) and (told := _uneven(trials, form)):
+        raise NoFitError(told)
     # Beside a number so large scores round to nothing, and every key weighs the same.
     if -lowest * torch.finfo(masks[0].dtype).eps <= ROUNDED_AWAY:
         return "zero" if any(mask.isinf().any() for mask in masks) else "all"
@@ -148,6 +150,26 @@ def _dead_rows(trials: Sequence[Trial], form: MaskForm) -> DeadRows:
         if all(_equal(trial.mask.isinf(), _hidden_twice(trial, form, kind)) for trial in trials):
             return kind
     return "zero"
+
+
+def _uneven(trials: Sequence[Trial], form: MaskForm) -> str:
+    """Where a query sees no key, but what hides some of them is far lower than what hides others; or nothing.
+
+    Softmax then takes it to see the others.
+    """
+    for trial in trials:
+        expected = expected_in(trial, form)
+        hiding = trial.mask.broadcast_to(torch.broadcast_shapes(trial.mask.shape, expected.shape))
+        spread = hiding.amax(-1) - hiding.amin(-1)
+        found = ((spread > -HIDDEN) & ~expected.any(-1)).nonzero()
+        if len(found):
+            b, head, t = found[0].tolist()
+            least, most = hiding[b, head, t].aminmax()
+            return (
+                f"query {t} of row {b} may see no key, but some are hidden by {least:.3g} and others by {most:.3g}: "
+                "it sees the others"
+            )
+    return ""
 
 
 def _hidden_twice(trial: Trial, form: MaskForm, kind: DeadRows) -> Tensor:

@@ -112,3 +112,13 @@ def test_dead_rows_of_two_masks_in_a_sum():
     elsewhere[0, 0, 0, 8] = -torch.inf  # hidden by its place only
     assert fit([whole, Trial(elsewhere, exist, 9, 9)], aligned=True).dead_rows == "zero"
     assert fit([whole, Trial(torch.minimum(band, keys), exist, 9, 9)], aligned=True).dead_rows == "mean"
+
+
+def test_dead_rows_in_which_some_keys_are_hidden_less_than_others():
+    """Softmax gives a query that sees no key those that -1e4 hides, where the lowest number hides the others."""
+    exist = torch.arange(9) >= torch.tensor([[3]])
+    band, keys = additive(offsets(9) <= 0, -1e4), additive(exist, torch.finfo(torch.float32).min)[:, None, None]
+    whole = Trial(band[None, None], torch.ones(1, 9).bool(), 9, 9)
+    told = "query 0 of row 0 may see no key, but some are hidden by -3.4e.38 and others by -1e.04: it sees the others"
+    with pytest.raises(NoFitError, match=told):
+        fit([whole, Trial(band + keys, exist, 9, 9)], aligned=True)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from inputs import CAPTURE, KINDS, UNSEEN, Example, Size
+from older import expected_of
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -48,7 +49,7 @@ def examine(family: Any, form: str) -> Outcome:
     outcome = Outcome(
         [site for site in report.sites if site.spec is not None], [site for site in report.sites if site.spec is None]
     )
-    wanted = family.expected(model.config)
+    wanted = expected_of(family, form)(model.config)
     outcome.expected = (sum(not one.kept for one in wanted), sum(bool(one.kept) for one in wanted))
     outcome.problems = list(_against(outcome, wanted))
     if small is not None:

@@ -88,10 +88,6 @@ class Family:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
         return model
 
-    def expected(self, config: Any) -> list[Attention]:
-        """What attentions the architecture has."""
-        return self.attentions(config)
-
 
 def without_cache(config: Any) -> None:
     """Switch off the cache of keys and values, which no graph can give."""

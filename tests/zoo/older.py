@@ -1,0 +1,38 @@
+"""What transformers 4 computes otherwise: (family, form) -> the attentions that it has there, by its own code.
+
+Its graphs are right then, and so is what remixer says of them.
+"""
+
+from typing import Any
+
+import transformers
+from decoders import causal
+from family import SCALED_QUERY, Expected, Family, layers, sliding, unreadable
+
+IS_OLDER = int(transformers.__version__.split(".")[0]) < 5
+
+
+def scalar(config: Any, layer: int) -> float:
+    """The scale of Gemma's attentions."""
+    return float(config.query_pre_attn_scalar**-0.5)
+
+
+OLDER: dict[tuple[str, str], Expected] = {
+    # The query is scaled, not the scores.
+    ("distilbert", "eager"): layers(padding=True, scale=SCALED_QUERY),
+    # Keys to come are hidden by -1e4, those that don't exist by the lowest number: a query in front of a row's first
+    # token sees what comes.
+    ("ctrl", "eager"): layers(bias="dense"),
+    # Options that this form leaves out.
+    ("gpt2 scaled by layer", "sdpa"): causal(),
+    ("gemma2", "sdpa"): causal(window=sliding, scale=scalar),
+    ("vaultgemma", "sdpa"): causal(window=sliding, scale=scalar),
+    # The values of two heads side by side, in one call.
+    ("diffllama", "sdpa"): unreadable("4 query heads on 2 key and 4 value heads"),
+    ("diffllama", "eager"): unreadable("4 query heads on 2 key and 4 value heads"),
+}
+
+
+def expected_of(family: Family, form: str) -> Expected:
+    """The attentions of a family in a form, in this version of transformers."""
+    return OLDER.get((family.name, form), family.attentions) if IS_OLDER else family.attentions

@@ -20,6 +20,9 @@ def scalar(config: Any, layer: int) -> float:
 OLDER: dict[tuple[str, str], Expected] = {
     # The query is scaled, not the scores.
     ("distilbert", "eager"): layers(padding=True, scale=SCALED_QUERY),
+    ("chinese-clip vision", "eager"): layers(scale=SCALED_QUERY),
+    ("owlvit vision", "eager"): layers(scale=SCALED_QUERY),
+    ("owlvit text", "eager"): layers(causal=True, padding=True, scale=SCALED_QUERY),
     # Keys to come are hidden by -1e4, those that don't exist by the lowest number: a query in front of a row's first
     # token sees what comes.
     ("ctrl", "eager"): layers(bias="dense"),

@@ -32,7 +32,8 @@ class LongShort(MixerConfig):
     """One softmax over a window of tokens, the first tokens, and summaries of the rest.
 
     Attributes:
-        window: how many tokens one sees. Causal: the last ones, itself included. Bidirectional: the segment
+        window: how many tokens one sees. Causal: the last ones, itself included, and as many more as the segment
+            has that these begin in, so that none is left between window and summaries. Bidirectional: the segment
             of this length that it is in, and half as many to either side.
         rank: how many summaries; of the whole sequence, or of every segment if causal. None is 32, or 1 if
             causal; 0 is none.
@@ -98,6 +99,8 @@ class LongShortMixer(Mixer):
         self.rank = 0 if spec.windowed else config.rank if config.rank is not None else 1 if spec.causal else 32
         self.sinks = 0 if spec.windowed else config.sinks
         self.retrieve = 0 if spec.windowed else config.retrieve
+        # Windows start where segments do, if there are any.
+        self.align = config.segment if spec.causal and (self.rank or self.retrieve) else 1
         self.pooling: nn.Parameter | None = None
         self.summary_bias: nn.Parameter | None = None
         if spec.bias == "offset":
@@ -159,7 +162,7 @@ class LongShortMixer(Mixer):
         if padding is not None and plain_inference(padding) and bool(padding.all()):
             padding = None
         near_key, near_value = self._normed(self.window_norm, key), self._normed(self.window_norm, value)
-        whole = config.window >= T
+        whole = config.window + self.align > T
         if whole and (spec.causal or config.counted or not self.rank):
             # Nothing is left for summaries to stand for: this is the attention itself.
             if bias is not None:
@@ -169,11 +172,9 @@ class LongShortMixer(Mixer):
             mask = None if plain else allowed_keys(spec, T, T, padding, query.device)
             return attend(query, near_key, near_value, mask, spec=spec, causal=plain, dropout=dropout)
         exist = query.new_ones(1, T, dtype=torch.bool) if padding is None else padding
-        # The first segment comes into sight at T = window + segment.
-        rank = 0 if spec.causal and config.window + config.segment > T else self.rank
-        sight = Sight.of(spec, config, exist, self.sinks, rank)
+        sight = Sight.of(spec, config, exist, self.sinks, self.rank, self.align)
         far_key, far_value, added = None, None, None
-        if rank and self.pooling is not None:
+        if self.pooling is not None:
             reads = key if source is None or config.project_from == "key" else source[:, None]
             segment = config.segment if spec.causal else None
             levels = sight.memory.levels if spec.causal else 1
@@ -224,7 +225,7 @@ class LongShortMixer(Mixer):
     def _stream(self) -> Stream:
         if not self.spec.causal:
             raise NoStepError("'long_short' can't go token by token where queries see tokens to come")
-        return Stream(self.spec, self.config, self.sinks, self.rank, self.retrieve)
+        return Stream(self.spec, self.config, self.sinks, self.rank, self.retrieve, self.align)
 
     def _normed(self, norm: nn.LayerNorm | None, tokens: Tensor) -> Tensor:
         """(B, G, S, D), every token normalised over all heads together, or over each by itself."""

@@ -132,7 +132,10 @@ def _in_window(t: int, s: int, spec: AttentionSpec, config: Any) -> bool:
     if (left is not None and s < t - left) or (right is not None and s > t + right):
         return False
     if spec.causal:
-        return t - config.window < s <= t
+        before = t - config.window + 1
+        if (config.rank != 0 or config.retrieve) and not spec.windowed:
+            before = before // config.segment * config.segment
+        return before <= s <= t
     first = t // config.window * config.window
     half = config.window // 2
     return first - half <= s < first + config.window + half

@@ -56,6 +56,7 @@ class Sight:
         exist: (B or 1, T) bool, which keys exist.
         sinks: (B or 1, sinks) positions and whether there is such a token, or None.
         rank: summaries of the sequence, or of every segment if causal; 0 for none.
+        align: causal windows start at a multiple of so many tokens.
     """
 
     spec: AttentionSpec
@@ -64,15 +65,18 @@ class Sight:
     exist: Tensor
     sinks: tuple[Tensor, Tensor] | None
     rank: int
+    align: int
 
     @classmethod
-    def of(cls, spec: AttentionSpec, config: Any, exist: Tensor, sinks: int, rank: int) -> Sight:
+    def of(cls, spec: AttentionSpec, config: Any, exist: Tensor, sinks: int, rank: int, align: int) -> Sight:
         """The sight of a sequence; a window that covers it needs one tile and no sinks."""
         T, w = exist.shape[1], config.window
         if w >= T:
-            return cls(spec, config, Tiling(T, 0, 0), exist, None, rank)
-        tiling = Tiling(w, w, 0) if spec.causal else Tiling(w, w // 2, w // 2)
-        return cls(spec, config, tiling, exist, first_existing(exist, sinks) if sinks else None, rank)
+            return cls(spec, config, Tiling(T, 0, 0), exist, None, rank, align)
+        tiling = Tiling(w, w // 2, w // 2)
+        if spec.causal:
+            tiling = Tiling(w, w + (align - 1 if w % align else 0), 0)
+        return cls(spec, config, tiling, exist, first_existing(exist, sinks) if sinks else None, rank, align)
 
     def bias(self, first: int, stop: int, dtype: torch.dtype) -> Tensor:
         """What is added to the scores of every column, hidden ones included.
@@ -106,7 +110,7 @@ class Sight:
 
     def _tokens_in_sight(self, first: int, stop: int) -> list[Tensor]:
         """Which sinks, if there are any, and which tokens of the window: (B or 1, tiles, length or 1, columns) bool."""
-        window, band = self.tiling.exist(self.exist, first, stop)[:, :, None], self._band()
+        window, band = self.tiling.exist(self.exist, first, stop)[:, :, None], self._band(first, stop)
         tokens = [window if band is None else window & band]
         return tokens if self.sinks is None else [self._sinks_in_sight(first, stop), *tokens]
 
@@ -117,7 +121,8 @@ class Sight:
         sinks = 0 if self.sinks is None else self.sinks[0].shape[1]
         same = self._first_like(first, stop)
         run = (same, same + stop - first)
-        return _patches_without_padding(self.spec, self.config, self.exist.shape[1], sinks, self.rank, run, dtype)
+        kind = (self.exist.shape[1], sinks, self.rank, self.align)
+        return _patches_without_padding(self.spec, self.config, kind, run, dtype)
 
     def tokens(self, near: Tensor, far: Tensor | None) -> Tokens:
         """Keys or values, with the sinks picked out: near (B, G, T, D), far (B, G, summaries, D)."""
@@ -165,27 +170,35 @@ class Sight:
         """How many columns a tile has."""
         return self.summaries + (0 if self.sinks is None else self.sinks[0].shape[1]) + self.tiling.span
 
-    def _band(self) -> Tensor | None:
-        """(length, span) bool, what queries see by their distance from keys; None for all."""
-        ahead = self.tiling.ahead(self.exist.device)
+    def _band(self, first: int, stop: int) -> Tensor | None:
+        """(tiles or 1, length, span) bool, what queries see by the place of keys; None for all."""
+        if self.tiling.length % self.align == 0:
+            first, stop = 0, 1  # the same in every tile
         left, right = self.spec.window
         band = None
         if self.spec.causal:
-            band = (ahead >= 0) & (ahead < self.config.window)
+            query = self.tiling.positions(first, stop, self.exist.device)[..., None]
+            key = query[:, :1] - self.tiling.before + torch.arange(self.tiling.span, device=self.exist.device)
+            band = (key <= query) & (key >= self.start(first, stop)[..., None])
+        ahead = self.tiling.ahead(self.exist.device)
         if left is not None:
             band = ahead <= left if band is None else band & (ahead <= left)
         if right is not None:
             band = ahead >= -right if band is None else band & (ahead >= -right)
         return band
 
+    def start(self, first: int, stop: int) -> Tensor:
+        """(tiles, length), where the window of each causal query starts; negative before the sequence."""
+        earliest = self.tiling.positions(first, stop, self.exist.device) - self.config.window + 1
+        return earliest.div(self.align, rounding_mode="floor") * self.align
+
     def _sinks_in_sight(self, first: int, stop: int) -> Tensor:
         """(B or 1, tiles, length or 1, sinks) bool: those that exist, outside of the window, not to come."""
         assert self.sinks is not None
         position, there = self.sinks[0][:, None, None], self.sinks[1][:, None, None]
-        query = self.tiling.positions(first, stop, self.exist.device)
         if self.spec.causal:
-            return there & (position <= query[..., None] - self.config.window)
-        start = query[:, :1, None] - self.tiling.before
+            return there & (position < self.start(first, stop)[..., None])
+        start = self.tiling.positions(first, stop, self.exist.device)[:, :1, None] - self.tiling.before
         return there & ((position < start) | (position >= start + self.tiling.span))
 
     def _first_like(self, first: int, stop: int) -> int:
@@ -196,9 +209,11 @@ class Sight:
             inside = stop * tiling.length + tiling.after <= self.exist.shape[1]
             settled = -(-(tiling.before + sinks) // tiling.length)
             return min(first, settled) if inside else first
+        if tiling.length % self.align:
+            return first
         settled = -(-(config.window + sinks) // tiling.length)
         if self.rank:
-            if not isinstance(config.memory, int) or tiling.length % config.segment:
+            if not isinstance(config.memory, int):
                 return first
             settled = max(settled, -(-(config.window + config.memory * config.segment) // tiling.length))
         return min(first, settled)
@@ -229,11 +244,12 @@ class Sight:
 
 @functools.lru_cache(maxsize=64)
 def _patches_without_padding(
-    spec: AttentionSpec, config: Any, tokens: int, sinks: int, rank: int, run: tuple[int, int], dtype: torch.dtype
+    spec: AttentionSpec, config: Any, kind: tuple[int, int, int, int], run: tuple[int, int], dtype: torch.dtype
 ) -> list[Patch]:
     """What is added in most tiles ends at some column; the few tiles that go beyond it are patched by themselves."""
+    tokens, sinks, rank, align = kind
     exist = torch.ones(1, tokens, dtype=torch.bool)
-    bias = Sight.of(spec, config, exist, sinks, rank).bias(*run, dtype)
+    bias = Sight.of(spec, config, exist, sinks, rank, align).bias(*run, dtype)
     used = bias.ne(0.0).flatten(3, 4).any(3)[0, 0]  # (tiles, columns)
     ends = [int(columns.nonzero().max()) + 1 if columns.any() else 0 for columns in used]
     most = sorted(ends)[len(ends) // 2]

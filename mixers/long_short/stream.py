@@ -51,6 +51,7 @@ class Stream:
         sinks: how many there are.
         rank: summaries of every segment; 0 for none.
         retrieve: how many far segments are attended to word for word.
+        align: windows start at a multiple of so many tokens.
     """
 
     spec: AttentionSpec
@@ -58,10 +59,11 @@ class Stream:
     sinks: int
     rank: int
     retrieve: int
+    align: int
 
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
         """See Mixer.initial_state."""
-        spec, window = self.spec, min(self.config.window, length)
+        spec, window = self.spec, min(self.config.window + self.align - 1, length)
         G, D, E = spec.kv_heads, spec.head_dim, spec.value_dim
         whole, wide = torch.int64, at_least_float32(like.dtype)
         state = {
@@ -197,7 +199,8 @@ class Stream:
         """The sinks and the window in sight of the newest token."""
         time, window, dtype = state["time"], state["key"].shape[2], at_least_float32(state["key"].dtype)
         age = (time - torch.arange(window, device=time.device)) % window
-        seen = (state["place"] >= 0) & (age < self.config.window)
+        start = (time - self.config.window + 1).div(self.align, rounding_mode="floor") * self.align
+        seen = (state["place"] >= 0) & (age <= time - start)
         left, _ = self.spec.window
         if left is not None:
             seen = seen & (age <= left)
@@ -206,7 +209,7 @@ class Stream:
             since = state["sink_time"]
             nth = torch.arange(1, self.sinks + 1, device=time.device).expand_as(since)
             place = nth if self.spec.skips_padding else since
-            out = (since >= 0) & (since <= time - self.config.window)
+            out = (since >= 0) & (since < start)
             parts.insert(0, (state["sink_key"], state["sink_value"], out, place))
         columns = []
         own = state["existed"][:, None] if self.spec.skips_padding else time

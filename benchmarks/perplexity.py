@@ -29,6 +29,8 @@ from remixer import LongShort
 
 CONFIGS = {
     "long_short(window=128, sinks=4)": LongShort(window=128, sinks=4),
+    "long_short(window=128, sinks=4, memory='dyadic')": LongShort(window=128, sinks=4, memory="dyadic"),
+    "long_short(window=128, sinks=4, retrieve=8)": LongShort(window=128, sinks=4, retrieve=8),
     "long_short(window=128, sinks=4, rank=0)": LongShort(window=128, sinks=4, rank=0),
     "long_short(window=128, sinks=0, rank=0)": LongShort(window=128, sinks=0, rank=0),
 }

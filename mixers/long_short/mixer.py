@@ -45,7 +45,8 @@ class LongShort(MixerConfig):
         per_size: of a dyadic memory, how many summaries of each size stay before two of them are merged.
         retrieve: how many far segments are attended to word for word: those whose keys may score highest. They are
             the same for all query heads of a key/value head.
-        retrieve_block: how many queries in a row share a choice: that of the first of them if causal.
+        retrieve_block: how many queries in a row share a choice: that of the first of them if causal. More are faster
+            and find less.
         dual_norm: LayerNorms on keys and values, one for tokens and one for summaries: over all heads
             together as in the "paper", "per_head", or "none", which suits a pretrained attention.
         project_from: what the summaries' weights are read from: the "key" of the head, or the hidden state
@@ -61,7 +62,7 @@ class LongShort(MixerConfig):
     memory: Limit = 128
     per_size: int = 16
     retrieve: int = 0
-    retrieve_block: int = 4
+    retrieve_block: int = 1
     dual_norm: Literal["none", "paper", "per_head"] = "none"
     project_from: Literal["key", "source"] = "key"
     counted: bool = True

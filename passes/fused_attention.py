@@ -10,9 +10,9 @@ import torch
 from torch import fx
 
 from remixer.mixers import AttentionSpec
-from remixer.passes.layouts import heads_of, lifted, lifted_mask, lowered
-from remixer.passes.operands import grouped, hidden_state, ungrouped
-from remixer.passes.raise_attention import Reading, attention_dropout, raised
+from remixer.passes.layouts import lifted, lifted_mask, lowered
+from remixer.passes.operands import grouped, head_counts, hidden_state, key_and_value
+from remixer.passes.raise_attention import Reading, attention_dropout, raised, unsettled
 from remixer.passes.sites import same_length
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Match, Miss, arguments
@@ -44,20 +44,19 @@ class FusedAttention(Rule):
         """See Rule.check."""
         node = match.root
         given = arguments(node)
-        query, key, value = match["query"], ungrouped(match, "key"), ungrouped(match, "value")
+        query, (key, value) = match["query"], key_and_value(match)
+        if changed := unsettled(match, [("key", key), ("value", value)]):
+            return changed
         for name, operand in (("query", query), ("key", key), ("value", value)):
             shape = shape_of(operand) or ()
             if not shape or not shape[-1].is_Integer:
                 return Miss(f"{name} has shape {shape}, expected (B, H, T, D) with a fixed D", operand)
         if not isinstance(given["scale"], (int, float, type(None))):
             return Miss("the scale is computed", node)
-        heads, kv_heads = heads_of(query), heads_of(key)
-        if isinstance(heads, Miss):
-            return heads
-        if isinstance(kv_heads, Miss):
-            return kv_heads
-        if heads_of(value) != kv_heads or heads % kv_heads:
-            return Miss(f"{heads} query heads on {kv_heads} key and {heads_of(value)} value heads", node)
+        counts = head_counts(query, key, value, node)
+        if isinstance(counts, Miss):
+            return counts
+        heads, kv_heads = counts
         (T, D), S, E = shape_of(query)[-2:], shape_of(key)[-2], shape_of(value)[-1]  # type: ignore[index]
         cross = not same_length(query.meta["val"].shape[-2], key.meta["val"].shape[-2])
         if given["is_causal"] and cross:

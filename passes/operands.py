@@ -9,16 +9,19 @@ import torch
 from torch import fx, nn
 
 from remixer.passes.layouts import heads_of
+from remixer.passes.scores import PRODUCTS
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.effects import storages_of
-from remixer.rewrite.match import Match
+from remixer.rewrite.match import Match, Miss
 from remixer.rewrite.pattern import Pattern, Recorder
 from remixer.rewrite.program import shape_of
 
 aten = torch.ops.aten
 
-_RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
-_COPIES = (aten.contiguous.default, aten.clone.default)
+# The operators of repeated heads: stretched without a copy, copied, merged.
+STRETCHES = (aten.expand.default, aten.expand_as.default, aten.broadcast_to.default)
+COPIES = (aten.contiguous.default, aten.clone.default)
+RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints)
 # Operators with weights, other than `linear`, that may make keys of hidden states.
 _PROJECTIONS = {
     aten.addmm.default,
@@ -29,30 +32,50 @@ _PROJECTIONS = {
     aten.embedding.default,
     aten.scaled_dot_product_attention.default,
 }
-_PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default}
+_PRODUCTS = {*PRODUCTS, aten.baddbmm.default, aten.einsum.default}
 
 
 def grouped(p: Recorder, name: str) -> Pattern:
     """A key or value, (B, H, S, D), that may be (B, G, S, D) repeated for the query heads of each group.
 
-    The match has `name` for what is repeated and `name_whole` for the result; `ungrouped` decides between
-    them.
+    The match has `name` for what is repeated and `name_whole` for the result; `key_and_value` decides
+    between them.
     """
     one = p.tensor(name)
-    stretched = p.call(
-        aten.expand.default,
-        p.call(aten.unsqueeze.default, one, 2, shared=True),
-        p.any(""),
-        rest=True,
-        shared=True,
-    )
-    copied = p.through(stretched, [p.step(_COPIES)], f"{name}_copies")
-    repeated = p.call(_RESHAPES, copied, p.any(""), shared=True)
+    inserted = p.call(aten.unsqueeze.default, one, 2, shared=True)
+    stretched = p.call(STRETCHES, inserted, p.any(""), rest=True, shared=True)
+    copied = p.through(stretched, [p.step(COPIES)], f"{name}_copies")
+    repeated = p.call(RESHAPES, copied, p.any(""), rest=True, shared=True)
     interleaved = p.call(aten.repeat_interleave.self_int, one, p.constant(""), 1, rest=True, shared=True)
-    return p.either(f"{name}_whole", repeated=repeated, interleaved=interleaved, plain=one)
+    only = p.call(STRETCHES, one, p.any(""), rest=True, shared=True)
+    return p.either(f"{name}_whole", repeated=repeated, interleaved=interleaved, only=only, plain=one)
 
 
-def ungrouped(match: Match, name: str) -> fx.Node:
+def key_and_value(match: Match) -> tuple[fx.Node, fx.Node]:
+    """The nodes that both forms start from, with each head once where both the key and the value are repeated.
+
+    Heads stand in the second dimension, whether the key is exchanged or not.
+    """
+    read = "layout" not in match.tags or _exchanged(match)
+    key, value = _once(match, "key") if read else match["layout"], _once(match, "value")
+    if heads_of(key) == heads_of(value):
+        return key, value
+    return match["key_whole" if read else "layout"], match["value_whole"]
+
+
+def head_counts(query: fx.Node, key: fx.Node, value: fx.Node, root: fx.Node) -> tuple[int, int] | Miss:
+    """H and G of an attention's operands, or why they don't go together."""
+    heads, kv_heads, value_heads = (heads_of(operand) for operand in (query, key, value))
+    if isinstance(heads, Miss):
+        return heads
+    if isinstance(kv_heads, Miss):
+        return kv_heads
+    if value_heads != kv_heads or heads % kv_heads:
+        return Miss(f"{heads} query heads on {kv_heads} key and {value_heads} value heads", root)
+    return heads, kv_heads
+
+
+def _once(match: Match, name: str) -> fx.Node:
     """The key or value with each head once, where the shapes prove that the rest is repetition."""
     whole, one = match[f"{name}_whole"], match[name]
     if match.tag(f"{name}_whole") == "plain":
@@ -86,15 +109,9 @@ def _exchanged(match: Match) -> bool:
     return {match["dim0"] % rank, match["dim1"] % rank} == {rank - 1, rank - 2}
 
 
-def key_cut(match: Match) -> fx.Node:
-    """The node that both forms of the key start from; heads stand in its second dimension either way."""
-    found: fx.Node = ungrouped(match, "key") if _exchanged(match) else match["layout"]
-    return found
-
-
 def untransposed(match: Match, editor: Editor) -> fx.Node:
     """The key as (B, G, S, D), or (B', S, D): read through the exchange, or exchanged once more."""
-    key = key_cut(match)
+    key, _ = key_and_value(match)
     return key if _exchanged(match) else editor.call(aten.transpose.int, key, -1, -2, before=match.root)
 
 

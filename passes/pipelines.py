@@ -10,6 +10,7 @@ from remixer.passes.classify_masks import ClassifyMasks
 from remixer.passes.einsum_to_matmul import EinsumToMatmul
 from remixer.passes.prove_sites import ProveSites
 from remixer.passes.recognise_attention import RULES, RecogniseAttention
+from remixer.passes.repeat_heads_last import RepeatHeadsLast
 from remixer.passes.select import Selection
 from remixer.passes.settle_writes import SettleWrites
 from remixer.passes.substitute import Substitute
@@ -19,10 +20,8 @@ from remixer.rewrite.rule import Rule
 
 def recognition(rules: tuple[Rule, ...] = RULES, watch: Callable[[Result], None] | None = None) -> Pipeline:
     """From a captured program to one in which every attention that was understood is a proven site."""
-    return Pipeline(
-        (SettleWrites(), EinsumToMatmul(), Canonicalise(), RecogniseAttention(rules), ClassifyMasks(), ProveSites()),
-        watch,
-    )
+    spelling = (SettleWrites(), EinsumToMatmul(), Canonicalise(), RepeatHeadsLast())
+    return Pipeline((*spelling, RecogniseAttention(rules), ClassifyMasks(), ProveSites()), watch)
 
 
 def replacement(

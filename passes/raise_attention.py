@@ -12,7 +12,9 @@ from remixer.mixers import AttentionSpec, Softmax
 from remixer.passes.sites import SiteRecord, sites_of, unique_name
 from remixer.rewrite.dropout import Dropout, DropoutProbability
 from remixer.rewrite.editor import Editor
-from remixer.rewrite.match import Match, module_path, source_line
+from remixer.rewrite.effects import write_between
+from remixer.rewrite.match import Match, Miss, module_path, source_line
+from remixer.rewrite.matcher import word_for
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,15 @@ class Reading:
     value: fx.Node
     mask: Any
     sink: fx.Node | None = None
+
+
+def unsettled(match: Match, operands: Iterable[tuple[str, fx.Node]]) -> Miss | None:
+    """Which operand is changed before the match's last node, where the canonical operator would read it."""
+    for name, operand in operands:
+        if write := write_between(operand, match.inner, match.root):
+            told = f"{name}, {operand.name}, is changed in place by {word_for(write)} after the attention read it"
+            return Miss(f"the {told} and before its result is there", write)
+    return None
 
 
 def attention_dropout(match: Match, given: Any) -> float:

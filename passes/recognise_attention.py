@@ -9,7 +9,7 @@ from torch import fx
 
 from remixer.passes.base import Pass
 from remixer.passes.fused_attention import FusedAttention
-from remixer.passes.scores import CASTS, RESHAPES, SOFTMAXES
+from remixer.passes.scores import CASTS, PRODUCTS, RESHAPES, SOFTMAXES
 from remixer.passes.sites import sites_of, unique_name
 from remixer.passes.softmax_attention import SoftmaxAttention
 from remixer.rewrite.editor import Editor
@@ -20,7 +20,7 @@ from remixer.rewrite.rule import Rule, apply
 
 aten = torch.ops.aten
 RULES: tuple[Rule, ...] = (FusedAttention(), SoftmaxAttention())
-_PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default}
+_PRODUCTS = {*PRODUCTS, aten.baddbmm.default}
 _LAYERS = {aten.linear.default, aten.addmm.default, aten.mm.default, aten.layer_norm.default}
 _SCALES_AND_MASKS = {
     aten.mul.Tensor,
@@ -50,13 +50,15 @@ class RecogniseAttention(Pass):
         covered = _covered(editor)
         told = {miss.anchor for miss in editor.misses}
         for node in editor.graph.nodes:
-            if node in covered or node in told or not _pairwise(editor, node):
+            if node in covered or node in told:
                 continue
-            if node.target in SOFTMAXES:
+            pairwise = _pairwise(editor, node)
+            if node.target in SOFTMAXES and (pairwise or _pairwise(editor, _product_under(node))):
+                over = "pairs of tokens" if pairwise else "all pairs of tokens at once"
                 found = word_for(stop) if (stop := _behind(node)) else "nothing"
-                reason = f"a softmax over pairs of tokens is in no product with values: found {found} behind it"
+                reason = f"a softmax over {over} is in no product with values: found {found} behind it"
                 editor.miss(Miss(reason, stop or node, anchor=node))
-            elif node.target in _PRODUCTS and (stop := _other_weights(node)):
+            elif pairwise and node.target in _PRODUCTS and (stop := _other_weights(node)):
                 reason = f"expected a softmax between two products, found {word_for(stop)}"
                 editor.miss(Miss(reason, stop, anchor=node))
         _name_misses(editor)
@@ -138,6 +140,14 @@ def _covered(editor: Editor) -> set[fx.Node]:
         if node.name in names or (node.users and all(user in found for user in node.users)):
             found.add(node)
     return found
+
+
+def _product_under(softmax: fx.Node) -> fx.Node:
+    """What stands under a softmax and the scales, masks and reshapes of its scores."""
+    node = softmax.all_input_nodes[0]
+    while node.target in (*_SCALES_AND_MASKS, *CASTS, *RESHAPES) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node if node.target in _PRODUCTS else softmax
 
 
 def _pairwise(editor: Editor, node: fx.Node) -> bool:

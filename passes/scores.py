@@ -17,6 +17,7 @@ from remixer.rewrite.program import shape_of
 aten = torch.ops.aten
 _HIDDEN = -1e4  # beside this, scores are nothing
 CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten.contiguous.default)
+PRODUCTS = (aten.matmul.default, aten.bmm.default)
 SOFTMAXES = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
 RESHAPES = (
     aten.view.default,
@@ -75,6 +76,18 @@ def read_scores(match: Match) -> Scores | Miss:
     if scores.capped:
         return Miss("a tanh on the scores is not followed by a factor: no softcap", match["weights"])
     return scores
+
+
+def over_pairs(match: Match) -> Miss | None:
+    """Why a softmax takes the scores of several queries at once; None where each query has its own."""
+    for taken in match.path("before"):
+        node = taken.node
+        if node.target in RESHAPES:
+            (*_, keys), (*_, scores) = shape_of(node.all_input_nodes[0]) or (1,), shape_of(node) or (1,)
+            if scores != keys and (scores / keys).is_integer:
+                told = f"the softmax runs over all pairs of tokens at once, {scores} scores"
+                return Miss(f"{told}, expected the {keys} of one query", node)
+    return None
 
 
 def read_sink(match: Match, scores: Scores) -> Miss | None:

@@ -13,10 +13,10 @@ import torch
 from torch import fx
 
 from remixer.mixers import AttentionSpec
-from remixer.passes.layouts import heads_of, lifted, lowered, merges_heads
-from remixer.passes.operands import grouped, hidden_state, key_cut, transposed, ungrouped, untransposed
-from remixer.passes.raise_attention import Reading, attention_dropout, raised
-from remixer.passes.scores import CASTS, RESHAPES, SOFTMAXES, read_scores, read_sink, summed
+from remixer.passes.layouts import lifted, lowered, merges_heads
+from remixer.passes.operands import grouped, head_counts, hidden_state, key_and_value, transposed, untransposed
+from remixer.passes.raise_attention import Reading, attention_dropout, raised, unsettled
+from remixer.passes.scores import CASTS, PRODUCTS, RESHAPES, SOFTMAXES, over_pairs, read_scores, read_sink, summed
 from remixer.passes.sites import same_length
 from remixer.rewrite.dropout import Dropout
 from remixer.rewrite.editor import Editor
@@ -26,7 +26,6 @@ from remixer.rewrite.program import shape_of
 from remixer.rewrite.rule import Rule
 
 aten = torch.ops.aten
-_PRODUCTS = (aten.matmul.default, aten.bmm.default)
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class SoftmaxAttention(Rule):
         query, key = p.tensor("query"), transposed(p, "key")
         scores = p.either(
             "scores",
-            plain=p.call(_PRODUCTS, query, key),
+            plain=p.call(PRODUCTS, query, key),
             added=p.call(aten.baddbmm.default, p.any(""), query, key, rest=True),
         )
         logits = p.through(
@@ -57,22 +56,20 @@ class SoftmaxAttention(Rule):
         )
         weights = p.call(SOFTMAXES, logits, p.constant("dim"), rest=True, name="weights")
         dropped = p.through(weights, [p.step(Dropout), p.step([aten.slice.Tensor, *CASTS, *RESHAPES])], "after")
-        return p.call(_PRODUCTS, dropped, grouped(p, "value"))
+        return p.call(PRODUCTS, dropped, grouped(p, "value"))
 
     def check(self, match: Match) -> Any:
         """See Rule.check."""
         rank = len(shape_of(match["weights"]) or ())
         if match["dim"] % rank != rank - 1:
             return Miss(f"the softmax runs over dim {match['dim']}, expected the last", match["weights"])
-        query, value = match["query"], ungrouped(match, "value")
-        heads = heads_of(query)
-        if isinstance(heads, Miss):
-            return heads
-        kv_heads = heads_of(key_cut(match))
-        if isinstance(kv_heads, Miss):
-            return kv_heads
-        if heads_of(value) != kv_heads or heads % kv_heads:
-            return Miss(f"{heads} query heads on {kv_heads} key and {heads_of(value)} value heads", match.root)
+        if several := over_pairs(match):
+            return several
+        query, (key, value) = match["query"], key_and_value(match)
+        counts = head_counts(query, key, value, match.root)
+        if isinstance(counts, Miss):
+            return counts
+        heads, kv_heads = counts
         for taken in match.path("after"):
             if taken.node.target in RESHAPES and not merges_heads(taken.node.all_input_nodes[0], taken.node):
                 return Miss("the weights are reshaped beyond splitting or merging batch and heads", taken.node)
@@ -81,6 +78,9 @@ class SoftmaxAttention(Rule):
             return scores
         if unread := read_sink(match, scores):
             return unread
+        masks = [("mask", term.node) for term in scores.terms]
+        if changed := unsettled(match, [("query", query), ("key", key), ("value", value), *masks]):
+            return changed
         D, E = shape_of(query)[-1], shape_of(value)[-1]  # type: ignore[index]
         if not (D.is_Integer and E.is_Integer):
             return Miss(f"the head size of query and value, {D} and {E}, is not fixed", match.root)
@@ -88,7 +88,7 @@ class SoftmaxAttention(Rule):
         kept = 1.0
         for node in dropouts:
             kept *= 1.0 - attention_dropout(match, node)
-        source = hidden_state(key_cut(match), match.graph_module)
+        source = hidden_state(key, match.graph_module)
         spec = AttentionSpec(
             heads=heads,
             kv_heads=kv_heads,
@@ -108,7 +108,7 @@ class SoftmaxAttention(Rule):
     def rewrite(self, found: Reading, editor: Editor) -> fx.Node:
         """See Rule.rewrite."""
         match, spec, root = found.match, found.spec, found.match.root
-        cuts = {"query": found.query, "key": key_cut(match), "value": found.value}
+        cuts = {"query": found.query, "key": key_and_value(match)[0], "value": found.value}
         operands = {
             "query": lifted(found.query, spec.heads, editor, root),
             "key": lifted(untransposed(match, editor), spec.kv_heads, editor, root),

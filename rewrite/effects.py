@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import networkx as nx
@@ -110,6 +110,30 @@ def _viewed(node: fx.Node) -> list[fx.Node]:
             aliased = bool(schema.arguments) and schema.arguments[0].alias_info is not None
             return first if aliased else written(node)  # an `out=` operator returns what it was given
     return []
+
+
+def write_between(operand: fx.Node, readers: Container[fx.Node], end: fx.Node) -> fx.Node | None:
+    """The first write into an operand between where it is read and another node, if there is one.
+
+    Args:
+        operand: that is read.
+        readers: the nodes that read it, directly or through views of it that are among them.
+        end: a later node.
+    """
+    storages = storages_of(operand)
+    read: list[fx.Node] = []
+    views = [operand]
+    while views:
+        for user in (user for user in views.pop().users if user in readers):
+            shared = bool(storages & storages_of(user))
+            views += [user] if shared else []
+            read += [] if shared and user.target not in _MAYBE_VIEWS else [user]
+    node = min(read, default=end)
+    while node < end:
+        node = node.next
+        if any(storages & storages_of(one) for one in written(node)):
+            return node
+    return None
 
 
 def later_readers(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:

@@ -11,6 +11,7 @@ from remixer.rewrite.effects import (
     make_functional,
     remove_dead_code,
     storages_of,
+    write_between,
     written,
     written_storages,
 )
@@ -157,6 +158,25 @@ def test_what_an_out_operator_writes():
     assert list(later_readers(graph)) == [(write, reader)]
     assert dependencies(graph).has_edge(write, reader)
     assert remove_dead_code(graph) == 0
+
+
+def test_a_write_between_a_reader_and_the_end():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    made = graph.call_function(aten.neg.default, (x,))
+    view = graph.call_function(aten.select.int, (made, 0, 0))
+    maybe = graph.call_function(aten.reshape.default, (made, [-1]))
+    first = graph.call_function(aten.neg.default, (view,))
+    graph.call_function(aten.fill_.Scalar, (x, 3.0))
+    write = graph.call_function(aten.fill_.Scalar, (graph.call_function(aten.select.int, (made, 0, 1)), 3.0))
+    last = graph.call_function(aten.neg.default, (view,))
+    end = graph.call_function(aten.add.Tensor, (first, last))
+    graph.output((end, maybe))
+    assert write_between(made, {view, first}, end) is write
+    assert write_between(made, {view, last}, end) is None  # the view is read behind the write
+    assert write_between(made, {maybe}, end) is write  # it may be a copy
+    assert write_between(made, set(), end) is None
+    assert write_between(made, {view, first}, write.prev) is None
 
 
 def test_dead_asserts_do_not_keep_a_mask_alive():

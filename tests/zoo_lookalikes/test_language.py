@@ -286,7 +286,6 @@ def test_one_layer_for_query_key_and_value(name, recognised):
     recognised(laid, tokens, 1, {**CAUSAL, "kv_heads": kv_heads, "source_dim": WIDTH})
 
 
-@pytest.mark.xfail(strict=True, reason="key heads stretched without an unsqueeze are not seen as grouped yet")
 def test_heads_in_groups_with_their_key(recognised):
     recognised(Laid(by_group, 2), tokens, 1, {**CAUSAL, "kv_heads": 2, "source_dim": WIDTH})
 

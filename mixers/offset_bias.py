@@ -23,7 +23,7 @@ class OffsetBias(nn.Module, abc.ABC):
 
         Args:
             tokens: T.
-            table: the parameter that holds the values, where there is one; it stays where its model has it.
+            table: the parameter that the values are read from, where there is one; it stays where its model has it.
 
         Returns:
             (H, 2 T - 1), the offsets running from 1 - T to T - 1.
@@ -41,19 +41,30 @@ class TableBias(OffsetBias):
         places: (H, offsets) int64, where in the flattened table the value of each head and offset stands.
         first: the offset of the first place.
         factor: on the table's values.
+        longest: for how many tokens there are values; longer sequences raise. None where all have them.
     """
 
     places: Tensor
 
-    def __init__(self, places: Tensor, first: int, factor: float = 1.0) -> None:
+    def __init__(self, places: Tensor, first: int, factor: float = 1.0, longest: int | None = None) -> None:
         super().__init__()
         self.register_buffer("places", places)
         self.first = first
         self.factor = factor
+        self.longest = longest
 
     def forward(self, tokens: int, table: Tensor | None = None) -> Tensor:
-        """See OffsetBias.forward."""
+        """See OffsetBias.forward.
+
+        Raises:
+            RuntimeError: the table ends before the sequence does.
+        """
         assert table is not None
+        if self.longest is not None:
+            told = (
+                f"the table of biases has values for sequences of up to {self.longest} tokens, and this one is longer"
+            )
+            torch._check(tokens <= self.longest, lambda: told)
         offset = torch.arange(1 - tokens, tokens, device=self.places.device)
         places = self.places[:, (offset - self.first).clamp(0, self.places.shape[1] - 1)]
         values = table.flatten()[places]
@@ -72,11 +83,14 @@ class TableBias(OffsetBias):
     def extra_repr(self) -> str:
         """For torch's printout."""
         heads, offsets = self.places.shape
-        return f"heads={heads}, offsets={self.first}..{self.first + offsets - 1}, factor={self.factor:g}"
+        ends = "" if self.longest is None else f", longest={self.longest}"
+        return f"heads={heads}, offsets={self.first}..{self.first + offsets - 1}, factor={self.factor:g}{ends}"
 
 
 class LinearBias(OffsetBias):
     """before[h] * (s - t) for keys before the query, after[h] * (s - t) for those after it.
+
+    Slopes that are learned are the table, one for each head or for all: what is here is a factor on them.
 
     Args:
         before: (H,).
@@ -96,14 +110,18 @@ class LinearBias(OffsetBias):
         dtype = at_least_float32(self.before.dtype)
         offset = torch.arange(1 - tokens, tokens, device=self.before.device).to(dtype)
         before, after = self.before.to(dtype)[:, None], self.after.to(dtype)[:, None]
+        if table is not None:
+            learned = table.flatten()[:, None].to(at_least_float32(table.dtype))
+            before, after = before * learned, after * learned
         return before * offset.clamp(max=0.0) + after * offset.clamp(min=0.0)
 
     def reference(self, tokens: int, table: Tensor | None = None) -> Tensor:
         """See OffsetBias.reference."""
-        pairs = zip(self.before, self.after, strict=True)
+        learned = torch.ones(()) if table is None else table.reshape(-1)
+        slopes = zip(self.before, self.after, learned.expand(len(self.before)), strict=True)
         rows = [
-            [(before if offset < 0 else after) * offset for offset in range(1 - tokens, tokens)]
-            for before, after in pairs
+            [(before if offset < 0 else after) * slope * offset for offset in range(1 - tokens, tokens)]
+            for before, after, slope in slopes
         ]
         return torch.stack([torch.stack(row) for row in rows])
 

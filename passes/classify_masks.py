@@ -9,6 +9,8 @@ import torch
 from torch import fx
 
 from remixer.mixers import AttentionSpec, Softmax
+from remixer.mixers.offset_bias import LinearBias
+from remixer.mixers.precision import at_least_float32
 from remixer.passes.base import Pass
 from remixer.passes.mask_fit import MaskForm, NoFitError, allowed_in, fit
 from remixer.passes.mask_trials import MaskRunner, Padding, padding_candidates
@@ -168,7 +170,8 @@ def _sequence(editor: Editor, site: Site, offsets: FoundOffsets) -> fx.Node:
     operands = {"tokens": editor.call(aten.sym_size.int, query, 2, before=site.node)}
     if offsets.table is not None:
         operands["table"] = offsets.table
-    dtype = torch.float32 if offsets.table is None else offsets.table.meta["val"].dtype
+    read = torch.float32 if offsets.table is None else offsets.table.meta["val"].dtype
+    dtype = at_least_float32(read) if isinstance(offsets.bias, LinearBias) else read
     fake = recorded.new_empty((site.spec.heads, 2 * recorded.shape[2] - 1), dtype=dtype)
     return editor.call_module(path, operands, before=site.node, fake=fake)
 

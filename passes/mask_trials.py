@@ -86,12 +86,20 @@ class MaskRunner:
         self.parameters = random_parameters(program, slicer, [mask])
         self._limit: tuple[int, int] | None = None  # a length that can be run and the next, that can't
 
-    def trials(self, padding: Padding | None, *, longest: bool = True, widen: bool = False) -> Iterator[Trial]:
+    def trials(
+        self,
+        padding: Padding | None,
+        *,
+        longest: bool = True,
+        values: Mapping[fx.Node, Tensor] | None = None,
+        widen: bool = False,
+    ) -> Iterator[Trial]:
         """The mask's value on several lengths, with no padding, right, left, random, and again none.
 
         Args:
             padding: what to feed, or None.
             longest: try a length beyond any window that the mask may have, too.
+            values: of nodes that the mask is computed from.
             widen: compute in float32 what the graph computes in half precision.
 
         Raises:
@@ -101,17 +109,17 @@ class MaskRunner:
             existing = None
             if padding is not None:
                 existing = padding_pattern(index, *self.shape(padding.node, sizes))
-            yield self.trial(sizes, padding, existing, widen=widen)
+            yield self.trial(sizes, padding, existing, values=values, widen=widen)
         tokens = longer_trial(self.program, self.slicer, self.mask, self.lengths) if longest else None
         if tokens is not None:
-            yield self.long_trial(tokens, padding, widen=widen)
+            yield self.long_trial(tokens, padding, values=values, widen=widen)
 
     def long_trial(
         self,
         tokens: int,
         padding: Padding | None = None,
         *,
-        parameters: Mapping[str, Tensor] | None = None,
+        values: Mapping[fx.Node, Tensor] | None = None,
         widen: bool = False,
     ) -> Trial:
         """The mask's value where all keys exist, at least so many, or as many as the model can take.
@@ -123,7 +131,7 @@ class MaskRunner:
         def run(length: int) -> Trial:
             sizes = sizes_of(self.program, 1, length, self.lengths)
             existing = None if padding is None else torch.ones(self.shape(padding.node, sizes), dtype=torch.bool)
-            return self.trial(sizes, padding, existing, parameters=parameters, widen=widen)
+            return self.trial(sizes, padding, existing, values=values, widen=widen)
 
         runs, fails = self._limit or (2, tokens + 1)
         if tokens < fails:
@@ -159,7 +167,7 @@ class MaskRunner:
         existing: Tensor | None = None,
         *,
         fed: Tensor | None = None,
-        parameters: Mapping[str, Tensor] | None = None,
+        values: Mapping[fx.Node, Tensor] | None = None,
         widen: bool = False,
     ) -> Trial:
         """The mask's value at some sizes.
@@ -169,20 +177,19 @@ class MaskRunner:
             padding: what to feed, or None.
             existing: which keys exist.
             fed: what the padding's node gives, if something else than what says so.
-            parameters: in place of the random ones.
+            values: of nodes that the mask is computed from.
             widen: compute in float32 what the graph computes in half precision.
 
         Raises:
             NotTriedError: the mask depends on the values of another input, or can't be run.
         """
         queries, keys = (evaluate(size, sizes) for size in self.lengths)
-        feeds: dict[fx.Node, Tensor] = {}
+        feeds = dict(values or {})
         if padding is not None and existing is not None:
             given = (existing if padding.exists else ~existing) if fed is None else fed
             feeds[padding.node] = given.to(padding.node.meta["val"].dtype)
-        parameters = self.parameters if parameters is None else parameters
         try:
-            value = self.slicer.run(self.mask, feeds, sizes, parameters, widen=widen)
+            value = self.slicer.run(self.mask, feeds, sizes, self.parameters, widen=widen)
         except KeyError as error:
             raise NotTriedError(str(error.args[0]).replace("the slice depends", "the mask depends")) from error
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -196,11 +203,11 @@ class MaskRunner:
 
 
 def random_parameters(program: Program, slicer: Slicer, masks: Iterable[fx.Node]) -> Mapping[str, Tensor]:
-    """Random numbers in place of the parameters that masks are computed from, by name."""
+    """Random numbers of both signs in place of the parameters that masks are computed from, by name."""
     generator = torch.Generator().manual_seed(0)
     named = dict(program.graph_module.named_parameters(remove_duplicate=False))
     return {
-        name: torch.rand(named[name].shape, generator=generator).to(named[name].dtype)
+        name: torch.randn(named[name].shape, generator=generator).to(named[name].dtype)
         for node in slicer.between(masks, [])
         if node.op == "get_attr" and (name := str(node.target)) in named
     }

@@ -6,6 +6,7 @@ slope * s in place of slope * (s - t).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ class FoundOffsets:
 
     Attributes:
         bias: gives its values.
-        table: the parameter that they are read from, if they are.
+        table: the parameter that they are read from, or the slopes, where they are learned.
         skips_padding: offsets count only keys that exist.
     """
 
@@ -49,51 +50,76 @@ def read_offsets(runner: MaskRunner, padding: Padding | None, form: MaskForm, he
     """
     # A model in half precision is read as it is meant; one that rounds some of its numbers means that.
     widen = runner.mask.meta["val"].dtype != torch.float32
-    trials = list(runner.trials(padding, longest=False, widen=widen))
     parameters = [
         node
         for node in runner.slicer.between([runner.mask], [])
         if node.op == "get_attr" and str(node.target) in runner.parameters
     ]
+    slopes = _learned_slopes(runner, parameters, heads)
+    if (slopes or not parameters) and (linear := _linear(runner, padding, form, heads, slopes, widen=widen)):
+        return linear
+    if not parameters:
+        if not widen and _linear(runner, padding, form, heads, None, widen=True):
+            raise NoFitError("its bias is linear in the offset, but rounded to half precision in between")
+        raise NoFitError("its bias is not linear in the offset")
+    linear_by = f", nor linear in the offset by {slopes.name}" if slopes else ""
     if len(parameters) > 1:
         names = ", ".join(sorted(str(node.target) for node in parameters))
-        raise NoFitError(f"its bias is computed from several parameters, {names}")
-    found: list[FoundOffsets] = []
-    if parameters:
-        (table,) = parameters
-        found.append(FoundOffsets(_table(runner, padding, form, table, heads), table))
-        random = runner.parameters[str(table.target)].float()
-    else:
-        trials.append(runner.long_trial(TOKENS[0], padding, widen=widen))
-        slopes = _slopes(trials[-1], form, heads)
-        found += [FoundOffsets(slopes), FoundOffsets(slopes, skips_padding=True)]
-        random = None
-    for one in found:
-        if all(_agrees(trial, form, one, random) for trial in trials):
-            return one
-    if not parameters and not widen:
-        trials = list(runner.trials(padding, longest=False, widen=True))
-        trials.append(runner.long_trial(TOKENS[0], padding, widen=True))
-        slopes = _slopes(trials[-1], form, heads)
-        for skips in (False, True):
-            if all(_agrees(trial, form, FoundOffsets(slopes, skips_padding=skips), None) for trial in trials):
-                raise NoFitError("its bias is linear in the offset, but rounded to half precision in between")
-    said = "has no one value per head and offset" if parameters else "is not linear in the offset"
-    raise NoFitError(f"its bias {said}")
+        raise NoFitError(f"its bias is computed from several parameters, {names}{linear_by}")
+    try:
+        found = FoundOffsets(_table(runner, padding, form, parameters[0], heads), parameters[0])
+    except NoFitError as error:
+        raise NoFitError(f"{error}{linear_by}") from error
+    if not _fits(runner, padding, form, found, widen=widen):
+        raise NoFitError("its bias has no one value per head and offset")
+    return found
+
+
+def _fits(runner: MaskRunner, padding: Padding | None, form: MaskForm, found: FoundOffsets, *, widen: bool) -> bool:
+    """Whether a bias is exact on every trial, for two sets of the values that it is read from."""
+    small, large = {}, {}
+    if found.table is not None:
+        recorded, generator = found.table.meta["val"], torch.Generator().manual_seed(1)
+        small = {found.table: torch.randn(recorded.shape, generator=generator).to(recorded.dtype)}
+        large = {found.table: -16 * small[found.table]}  # what a model clips or rectifies shows in one of them
+    trials = [(trial, small) for trial in runner.trials(padding, longest=False, values=small, widen=widen)]
+    trials.append((runner.long_trial(TOKENS[0], padding, values=large, widen=widen), large))
+    return all(_agrees(trial, form, found, next(iter(values.values()), None)) for trial, values in trials)
+
+
+def _learned_slopes(runner: MaskRunner, parameters: Sequence[fx.Node], heads: int) -> fx.Node | None:
+    """The last node that holds one number, or one for each head, and through which a mask reads its parameters."""
+    for node in reversed(runner.slicer.between([runner.mask], []) if parameters else []):
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.numel() not in (1, heads) or not value.is_floating_point():
+            continue
+        behind, under = runner.slicer.between([runner.mask], [node]), runner.slicer.between([node], [])
+        if not set(parameters) & set(behind) and not any(one.op == "placeholder" for one in under):
+            return node
+    return None
+
+
+def _linear(
+    runner: MaskRunner, padding: Padding | None, form: MaskForm, heads: int, learned: fx.Node | None, *, widen: bool
+) -> FoundOffsets | None:
+    """The bias as slopes times the offset, of all keys or of those that exist, if it is that."""
+    ones = {} if learned is None else {learned: torch.ones(learned.meta["val"].shape)}
+    bias = _slopes(runner.long_trial(TOKENS[0], padding, values=ones, widen=widen), form, heads)
+    found = [FoundOffsets(bias, learned, skips_padding=skips) for skips in (False, True)]
+    return next((one for one in found if _fits(runner, padding, form, one, widen=widen)), None)
 
 
 def _table(runner: MaskRunner, padding: Padding | None, form: MaskForm, table: fx.Node, heads: int) -> TableBias:
     """Where in a table the value of each head and offset stands: what its bias is if it holds its own places."""
-    name = str(table.target)
-    unread = NoFitError(f"its bias is not read from the table {name}, one entry for each head and offset")
-    places = torch.arange(runner.parameters[name].numel(), dtype=torch.float32)
-    places = places.view(runner.parameters[name].shape)
-    ones = runner.long_trial(2, padding, parameters={name: torch.ones_like(places)}, widen=True)
+    unread = NoFitError(f"its bias is not read from the table {table.target}, one entry for each head and offset")
+    shape = table.meta["val"].shape
+    places = torch.arange(shape.numel(), dtype=torch.float32).view(shape)
+    ones = runner.long_trial(2, padding, values={table: torch.ones_like(places)}, widen=True)
     factors = _values(ones)[:, :, expected_in(ones, form)[0, 0]].unique()
     if len(factors) != 1 or not factors.item():
         raise unread
     for tokens in TOKENS:
-        trial = runner.long_trial(tokens, padding, parameters={name: places}, widen=True)
+        trial = runner.long_trial(tokens, padding, values={table: places}, widen=True)
         values, first = _by_offset(trial, form)
         found = (values / factors.item()).round().long().expand(heads, -1)
         if (found < 0).any() or (found >= places.numel()).any():
@@ -105,6 +131,7 @@ def _table(runner: MaskRunner, padding: Padding | None, form: MaskForm, table: f
         if settled is not None:
             return settled
         if trial.keys < tokens:  # no sequence is longer: all its offsets were met
+            bias.longest = trial.keys
             return bias
     raise NoFitError(f"its bias may still change beyond an offset of {TOKENS[-1] // 4}")
 
@@ -171,7 +198,7 @@ def _agrees(trial: Trial, form: MaskForm, found: FoundOffsets, table: Tensor | N
     """Whether a trial's bias is the one found, up to a number for each row, wherever keys are seen."""
     allowed = expected_in(trial, form)
     values = torch.where(allowed, _values(trial), 0.0)
-    sequence = found.bias(trial.keys, table)
+    sequence = found.bias(trial.keys, None if table is None else table.float())
     bias = dense_bias(sequence, trial.keys, trial.existing if found.skips_padding else None)
     difference = values - bias
     lowest = torch.where(allowed, difference, torch.inf).amin(-1)

@@ -60,7 +60,8 @@ def sizes_of(program: Program, batch: int, length: int, lengths: Iterable[Size] 
     rest = set() if first else set(program.length)
     for factor in itertools.accumulate(itertools.repeat(2, 24), int.__mul__, initial=1):
         sizes: dict[sympy.Symbol, int] = dict.fromkeys([*program.batch, *program.length], batch)
-        for index, symbol in enumerate(sorted(tokens | rest, key=str)):
+        # The site's own come first: where a table ends, its lengths have to be met exactly.
+        for index, symbol in enumerate(sorted(tokens | rest, key=lambda symbol: (symbol not in tokens, str(symbol)))):
             smallest, largest = program.limits.get(symbol, (1, None))
             # By other numbers from trial to trial: a shift by a fixed number is no alignment at the end.
             size = max(smallest, (length + (7 + length % 5) * index) * factor)

@@ -82,6 +82,25 @@ def test_slopes_are_their_reference(tokens):
     assert bias.bfloat16()(tokens).dtype == torch.float32
 
 
+@pytest.mark.parametrize("learned", [1, 2])
+def test_learned_slopes_are_their_reference_with_gradients(learned):
+    bias = LinearBias(torch.tensor([0.5, 0.1]), torch.tensor([-0.5, 0.0])).double()
+    slopes = torch.randn(learned, 1, dtype=torch.float64, requires_grad=True)
+    out, expected = bias(7, slopes), bias.reference(7, slopes)
+    assert_close(out, expected)
+    weight = torch.randn(out.shape, dtype=torch.float64)
+    assert_close(*(torch.autograd.grad((each * weight).sum(), slopes)[0] for each in (out, expected)))
+    assert bias(7, slopes.detach().bfloat16()).dtype == torch.float64
+    assert bias.float()(7, slopes.detach().bfloat16()).dtype == torch.float32
+
+
+def test_a_table_that_ends_takes_no_longer_sequence():
+    bias = TableBias(torch.arange(5)[None], -2, longest=3)
+    assert bias(3, torch.randn(5, 1)).shape == (1, 5)
+    with pytest.raises(RuntimeError, match="up to 3 tokens"):
+        bias(4, torch.randn(5, 1))
+
+
 def test_the_dense_bias_has_the_offsets_in_their_places():
     values = torch.arange(9.0)[None]  # offsets -4..4
     dense = dense_bias(values, 5)

@@ -1,5 +1,8 @@
 """One attention in many spellings, as small as it can be."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,8 @@ from torch import nn
 from remixer.passes.pipelines import recognition
 from remixer.passes.sites import sites_of
 from remixer.rewrite.capture import capture
+
+sys.path.insert(0, str(Path(__file__).parent))  # for what test files share
 
 
 class OneAttention(nn.Module):

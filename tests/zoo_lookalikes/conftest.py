@@ -1,11 +1,15 @@
 """How a look-alike is checked: number of attentions, spec of each, and the outputs at sizes not seen."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 import remixer
 from remixer.testing import assert_close
 
+sys.path.insert(0, str(Path(__file__).parent))  # for what test files share
 UNSEEN = [(1, 1), (3, 7), (2, 30)]
 
 

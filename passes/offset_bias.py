@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import sympy
 import torch
 from torch import Tensor, fx
 
 from remixer.mixers.offset_bias import LinearBias, OffsetBias, TableBias, dense_bias
 from remixer.passes.mask_fit import MaskForm, NoFitError, expected_in
 from remixer.passes.mask_trials import MaskRunner, Padding, Trial
+from remixer.rewrite.program import shape_of
 
 # Lengths at which a table is read, until the bias is the same at all offsets beyond a quarter of one.
 TOKENS = (512, 1024, 2048, 4096)
@@ -90,8 +92,8 @@ def _fits(runner: MaskRunner, padding: Padding | None, form: MaskForm, found: Fo
 def _learned_slopes(runner: MaskRunner, parameters: Sequence[fx.Node], heads: int) -> fx.Node | None:
     """The last node that holds one number, or one for each head, and through which a mask reads its parameters."""
     for node in reversed(runner.slicer.between([runner.mask], []) if parameters else []):
-        value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor) or value.numel() not in (1, heads) or not value.is_floating_point():
+        shape = shape_of(node)  # in sympy: to compare a symbolic size with a number would fix it to that number
+        if shape is None or sympy.prod(shape) not in (1, heads) or not node.meta["val"].is_floating_point():
             continue
         behind, under = runner.slicer.between([runner.mask], [node]), runner.slicer.between([node], [])
         if not set(parameters) & set(behind) and not any(one.op == "placeholder" for one in under):

@@ -70,8 +70,9 @@ class RepeatHeadsLast(Pass):
             found = Repetition.of(merged) if isinstance(merged, fx.Node) else None
             if found is None or changed & storages_of(node):
                 continue
-            if order is None and (not found.merged or found.source.target is aten.unsqueeze.default):
-                continue  # the usual spellings, which rules read as they are
+            usual = not found.merged or found.source.target is aten.unsqueeze.default
+            if (order is None and usual) or (order is not None and order[found.dim] == found.dim):
+                continue  # rules read them as they are; where the heads stay in place, a key is exchanged
             with editor.rewriting("RepeatHeadsLast", node):
                 one, dim = found.source, found.dim
                 if found.merged:

@@ -23,6 +23,12 @@ GROUPED = {
         torch.softmax(q.unflatten(1, (2, 2)) @ k[:, :, None].mT * SCALE, -1) @ v[:, :, None]
     ).flatten(1, 2),
     "expand": lambda q, k, v, m, s: torch.softmax(q @ repeat_kv(k, 2).mT * SCALE, -1) @ repeat_kv(v, 2),
+    "expand, exchanged by dimensions": lambda q, k, v, m, s: (
+        torch.softmax(q @ repeat_kv(k, 2).transpose(2, 3) * SCALE, -1) @ repeat_kv(v, 2)
+    ),
+    "interleave, exchanged by dimensions": lambda q, k, v, m, s: (
+        torch.softmax(q @ k.repeat_interleave(2, 1).transpose(-1, -2) * SCALE, -1) @ v.repeat_interleave(2, dim=1)
+    ),
     "interleave": lambda q, k, v, m, s: (
         torch.softmax(q @ k.repeat_interleave(2, 1).mT * SCALE, -1) @ v.repeat_interleave(2, dim=1)
     ),

@@ -27,6 +27,8 @@ IN_OLDER: Known = dict([
     *every("while it is traced without decoder_attention_mask, its own code makes a mask of a column too many",
            "bart, mbart, pegasus, marian, blenderbot, blenderbot-small, m2m-100, plbart, bigbird-pegasus", "eager"),
     *every("the padding is read twice, by index, at a length of its own", "t5gemma", "sdpa", "eager"),
+    *every("its own code keeps the positions of the length that it ran last", "wav2vec2-conformer rotary", "eager"),
+    *every("its own code adds a number to None where no cache is asked for", "imagegpt", "eager"),
     *every("where nothing is padded, its own code lets it look ahead", "doge", "sdpa"),
 ])  # fmt: skip
 if IS_OLDER:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from remixer.mixers.convolution import transform_length
 from remixer.mixers.frequency_reference import frequency_mixer_reference
 from remixer.mixers.registry import register
 from remixer.mixers.spec import AttentionSpec
-from remixer.mixers.toeplitz_operator import Kernel, OperatorConfig, ToeplitzOperator
+from remixer.mixers.toeplitz_kernel import Kernel
+from remixer.mixers.toeplitz_operator import OperatorConfig, ToeplitzOperator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +70,9 @@ class FrequencyToeplitzMixer(ToeplitzOperator):
         both = past if self.spec.causal else torch.cat([taps[..., tokens + 1 :], past], -1)
         return both.masked_fill(self.hidden(self.offsets(tokens)), 0.0)
 
-    def _new_kernel(self, tokens: int, dtype: torch.dtype) -> Kernel:
-        if self.spec.windowed:
-            return super()._new_kernel(tokens, dtype)
+    def _new_kernel(self, tokens: int, dtype: torch.dtype, direct: bool) -> Kernel:
+        if self.spec.windowed or direct or transform_length(tokens) != 2 * tokens:
+            return super()._new_kernel(tokens, dtype, direct)
         # Nothing is transformed; `dtype.to_complex()` would break a graph of torch.compile in two.
         response = self.response(tokens).to(torch.complex128 if dtype == torch.float64 else torch.complex64)
         return Kernel(response, 2 * tokens)

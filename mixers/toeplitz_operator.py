@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, State, Unsupported
-from remixer.mixers.convolution import convolve, spectrum_of, transform_dtype, transform_length
+from remixer.mixers.convolution import transform_dtype
 from remixer.mixers.eager import plain_inference
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.gate import Gate
@@ -20,6 +19,10 @@ from remixer.mixers.precision import at_least_float32
 from remixer.mixers.recent import Recent
 from remixer.mixers.ring_buffer import empty_ring, step_ring
 from remixer.mixers.spec import AttentionSpec
+from remixer.mixers.toeplitz_kernel import Kernel, kernel_of
+
+# Up to so many tokens a matrix per head is faster than transforms, and more exact.
+DIRECT_AT_MOST = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +52,6 @@ class OperatorConfig(MixerConfig):
         """Raise MixerConfigError unless an option has one of these values."""
         value = getattr(self, option)
         self.require(value in choices, f"{option} must be one of {', '.join(choices)}, got {value!r}")
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What values are convolved with.
-
-    Attributes:
-        spectrum: (H, E or 1, length // 2 + 1), complex, of the coefficients.
-        length: of the transform.
-        scale: 1 / the sum of every row over all keys (H, E or 1, T), where rows are normalised.
-        itself: what every query gives itself (H, 1, E or 1), where rows are normalised.
-    """
-
-    spectrum: Tensor
-    length: int
-    scale: Tensor | None = None
-    itself: Tensor | None = None
 
 
 class ToeplitzOperator(Mixer):
@@ -145,19 +131,18 @@ class ToeplitzOperator(Mixer):
     ) -> Tensor:
         """See Mixer.forward. Queries that don't exist are served too, but may get next to nothing."""
         assert value is not None
-        T, dtype = value.shape[2], transform_dtype(value.shape[2], value.dtype)
         if padding is not None and plain_inference(padding) and bool(padding.all()):
             padding = None
         if padding is not None:
             value = value.masked_fill(~padding[:, None, :, None], 0.0)
-        kernel = self._kernel(T, dtype)
+        kernel = self._kernel(value)
         if padding is None or kernel.itself is None:
-            mixed = convolve(kernel.spectrum, value.to(dtype), kernel.length, kernel.scale)
+            mixed = kernel.times(value, kernel.scale)
         else:
-            seen = convolve(kernel.spectrum, padding[:, None, :, None].to(dtype), kernel.length)
+            seen = kernel.times(padding[:, None, :, None])
             # Every query that exists sees itself. The others may be so far from all keys that only rounding
             # errors are left of their sum.
-            mixed = convolve(kernel.spectrum, value.to(dtype), kernel.length) / torch.maximum(seen, kernel.itself)
+            mixed = kernel.times(value) / torch.maximum(seen, kernel.itself)
         return self._gated(mixed, query, value)
 
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
@@ -216,25 +201,17 @@ class ToeplitzOperator(Mixer):
             mixed = mixed * self.gate(operand)
         return mixed.to(value.dtype)
 
-    def _kernel(self, tokens: int, dtype: torch.dtype) -> Kernel:
-        """Kept between calls in plain inference."""
+    def _kernel(self, value: Tensor) -> Kernel:
+        """For values (B, G, T, E); kept between calls in plain inference."""
+        tokens, dtype = value.shape[2], transform_dtype(value.shape[2], value.dtype)
         parameters = [each for name, each in self.named_parameters() if not name.startswith("gate.")]
-        if self.training or not plain_inference(*parameters):
-            return self._new_kernel(tokens, dtype)
-        key = tokens, transform_length(tokens), dtype
-        return self._kernels.get(key, parameters, lambda: self._new_kernel(tokens, dtype))
+        if self.training or not plain_inference(value, *parameters):
+            return self._new_kernel(tokens, dtype, direct=False)
+        # Autocast would round a product of matrices.
+        direct = self.channels == 1 and tokens <= DIRECT_AT_MOST and not torch.is_autocast_enabled("cpu")
+        if direct:
+            dtype = at_least_float32(value.dtype)
+        return self._kernels.get((tokens, dtype, direct), parameters, lambda: self._new_kernel(tokens, dtype, direct))
 
-    def _new_kernel(self, tokens: int, dtype: torch.dtype) -> Kernel:
-        causal, length = self.spec.causal, transform_length(tokens)
-        coefficients = self.coefficients(tokens).to(dtype)
-        spectrum = spectrum_of(coefficients, length, causal)
-        if not self.normalise:
-            return Kernel(spectrum, length)
-        middle = 0 if causal else tokens - 1
-        sums = coefficients[..., middle:].cumsum(-1)
-        if not causal:
-            sums = sums + F.pad(coefficients[..., :middle].flip(-1).cumsum(-1).flip(-1), (0, 1))
-        tiny = torch.finfo(dtype).tiny
-        # A slice: torch.compile would make a graph of its own for every index.
-        itself = coefficients[..., middle : middle + 1].clamp(min=tiny).transpose(1, 2)
-        return Kernel(spectrum, length, sums.clamp(min=tiny).reciprocal(), itself)
+    def _new_kernel(self, tokens: int, dtype: torch.dtype, direct: bool) -> Kernel:
+        return kernel_of(self.coefficients(tokens).to(dtype), self.spec.causal, self.normalise, direct)

@@ -92,5 +92,11 @@ def test_a_symmetric_kernel_is_its_own_transpose():
     assert_close(left, (toeplitz_product(coefficients, other, False) * values).sum())
 
 
-def test_transform_length_is_a_power_of_two_without_wrapping():
-    assert [transform_length(T) for T in (1, 2, 3, 1024, 1025)] == [2, 4, 8, 2048, 4096]
+def test_transform_lengths_are_small_and_have_small_factors():
+    for T in range(1, 3000):
+        length = transform_length(T)
+        assert 2 * T - 1 <= length <= max(2, 4 / 3 * (2 * T - 1))
+        assert length % 2 == 0
+        while length % 2 == 0:
+            length //= 2
+        assert length in (1, 3, 5, 9)

@@ -147,6 +147,21 @@ def test_an_encoder_that_gives_a_constant_makes_a_moving_average(normalise):
     assert_close(mixer(value=value).detach(), torch.stack(expected, 2))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_short_sequences_with_a_matrix_per_head_and_long_ones_meet(causal, normalise):
+    mixer = mixer_of(Toeplitz(per="head", normalise=normalise), torch.float32, causal=causal, kv_heads=2).eval()
+    for T in (1, 127, 128, 129):
+        value, padding = torch.randn(3, 2, T, 6), torch.arange(T) >= torch.tensor([[0], [1], [T // 2]])
+        padding = padding | (T == 1)
+        with torch.no_grad():
+            for mask in (None, padding):
+                assert_close(mixer(value=value, padding=mask), mixer.reference(value=value, padding=mask))
+            assert (mixer._kernel(value).length is None) == (T <= 128)
+            with torch.autocast("cpu", dtype=torch.bfloat16):  # which would round a product of matrices
+                assert mixer._kernel(value).length is not None
+
+
 class TestWhatIsKeptBetweenCalls:
     value = torch.randn(1, 4, 12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -32,8 +32,9 @@ class Toeplitz(OperatorConfig):
         normalise: make the coefficients positive, exp(encoder), and divide every row by its sum over the keys
             that exist: a row of P is then a distribution, as a row of attention is. False is the published
             operator.
-        decoding: how `step` goes on from the tokens before, at a similar cost: from a "ring" of their values, or as a
-            linear recurrence, "state_space", which is exact for the length that the state was made for, and no more.
+        decoding: how `step` goes on from the tokens before: from a "ring" of their values, or as a linear recurrence,
+            "state_space", which takes two to three times as long, and is exact for the length that the state was
+            made for, and no more.
 
     Raises:
         MixerConfigError: an option has a value that no attention could take.

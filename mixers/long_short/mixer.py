@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, State, Unsupported
 from remixer.mixers.eager import plain_inference
 from remixer.mixers.errors import NoStepError
+from remixer.mixers.long_short.dispatch import mix
+from remixer.mixers.long_short.dual_norm import dual_norm
 from remixer.mixers.long_short.memory import Limit
 from remixer.mixers.long_short.reference import long_short_reference
 from remixer.mixers.long_short.retrieval import choose
 from remixer.mixers.long_short.sight import Sight
 from remixer.mixers.long_short.stream import Stream
 from remixer.mixers.long_short.summaries import pool
-from remixer.mixers.long_short.tiled_attention import mix_at_once, mix_in_cache, mix_with_retrieved
+from remixer.mixers.long_short.tiled_attention import mix_with_retrieved
 from remixer.mixers.masks import allowed_keys
-from remixer.mixers.precision import at_least_float32
 from remixer.mixers.registry import register
 from remixer.mixers.softmax import attend, attend_by_offset
 from remixer.mixers.spec import AttentionSpec
@@ -162,7 +161,7 @@ class LongShortMixer(Mixer):
         dropout = spec.dropout if self.training else 0.0
         if padding is not None and plain_inference(padding) and bool(padding.all()):
             padding = None
-        near_key, near_value = self._normed(self.window_norm, key), self._normed(self.window_norm, value)
+        near_key, near_value = self.near(key), self.near(value)
         whole = config.window + self.align > T
         if whole and (spec.causal or config.counted or not self.rank):
             # Nothing is left for summaries to stand for: this is the attention itself.
@@ -174,21 +173,31 @@ class LongShortMixer(Mixer):
             return attend(query, near_key, near_value, mask, spec=spec, causal=plain, dropout=dropout)
         exist = query.new_ones(1, T, dtype=torch.bool) if padding is None else padding
         sight = Sight.of(spec, config, exist, self.sinks, self.rank, self.align)
-        far_key, far_value, added = None, None, None
-        if self.pooling is not None:
-            reads = key if source is None or config.project_from == "key" else source[:, None]
-            segment = config.segment if spec.causal else None
-            levels = sight.memory.levels if spec.causal else 1
-            far_key, far_value = pool(self.pooling, reads, key, value, padding, segment, levels)
-            far_key, far_value = (self._normed(self.summary_norm, far) for far in (far_key, far_value))
-            added = self.summary_bias
+        far_key, far_value = self.far(key, value, source, padding, sight) if self.rank else (None, None)
         keys, values = sight.tokens(near_key, far_key), sight.tokens(near_value, far_value)
         if self.retrieve and not whole:
             chosen = choose(query, near_key, exist, spec, config)
-            return mix_with_retrieved(query, keys, values, sight, added, bias, chosen, dropout=dropout)
-        if dropout == 0.0 and plain_inference(query, key, value):
-            return mix_in_cache(query, keys, values, sight, added, bias, masked=padding is not None)
-        return mix_at_once(query, keys, values, sight, added, bias, masked=padding is not None, dropout=dropout)
+            return mix_with_retrieved(query, keys, values, sight, self.summary_bias, bias, chosen, dropout=dropout)
+        masked = padding is not None
+        return mix(query, keys, values, sight, self.summary_bias, bias, masked=masked, dropout=dropout)
+
+    def near(self, tokens: Tensor) -> Tensor:
+        """Keys or values as the window shows them, (B, G, S, D)."""
+        return dual_norm(self.window_norm, tokens, self.config.dual_norm)
+
+    def far(
+        self, key: Tensor, value: Tensor, source: Tensor | None, padding: Tensor | None, sight: Sight
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of all summaries, see `pool`; there must be some."""
+        assert self.pooling is not None
+        reads = key if source is None or self.config.project_from == "key" else source[:, None]
+        segment, levels = (self.config.segment, sight.memory.levels) if self.spec.causal else (None, 1)
+        far_key, far_value = pool(self.pooling, reads, key, value, padding, segment, levels)
+        return self.far_normed(far_key), self.far_normed(far_value)
+
+    def far_normed(self, tokens: Tensor) -> Tensor:
+        """Keys or values of summaries as queries see them, (B, G, S, D)."""
+        return dual_norm(self.summary_norm, tokens, self.config.dual_norm)
 
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
         """See Mixer.initial_state. Of a memory that forgets, the size doesn't depend on the length."""
@@ -210,7 +219,7 @@ class LongShortMixer(Mixer):
         assert key is not None
         assert value is not None
         stream = self._stream()
-        near_key, near_value = self._normed(self.window_norm, key), self._normed(self.window_norm, value)
+        near_key, near_value = self.near(key), self.near(value)
         state = stream.take_in(state, query, near_key, near_value, padding)
         columns = stream.tokens(state, bias)
         if self.retrieve:
@@ -218,8 +227,7 @@ class LongShortMixer(Mixer):
         if self.rank and self.pooling is not None:
             reads = key if source is None or self.config.project_from == "key" else source[:, None]
             state = stream.pool_in(state, self.pooling, reads, key, value, padding)
-            normed = functools.partial(self._normed, self.summary_norm)
-            columns.append(stream.summaries(state, normed, self.summary_bias, bias))
+            columns.append(stream.summaries(state, self.far_normed, self.summary_bias, bias))
         mixed = stream.attend(query, columns, self.spec.dropout if self.training else 0.0)
         return mixed, {**state, "time": state["time"] + 1}
 
@@ -227,18 +235,6 @@ class LongShortMixer(Mixer):
         if not self.spec.causal:
             raise NoStepError("'long_short' can't go token by token where queries see tokens to come")
         return Stream(self.spec, self.config, self.sinks, self.rank, self.retrieve, self.align)
-
-    def _normed(self, norm: nn.LayerNorm | None, tokens: Tensor) -> Tensor:
-        """(B, G, S, D), every token normalised over all heads together, or over each by itself."""
-        if norm is None:
-            return tokens
-        # In float32: sums over many tokens lose their last digits in bfloat16.
-        dtype = at_least_float32(tokens.dtype)
-        weight, bias, wide = norm.weight.to(dtype), norm.bias.to(dtype), tokens.to(dtype)
-        if self.config.dual_norm == "per_head":
-            return F.layer_norm(wide, norm.normalized_shape, weight, bias, norm.eps).to(tokens.dtype)
-        flat = F.layer_norm(wide.transpose(1, 2).flatten(2), norm.normalized_shape, weight, bias, norm.eps)
-        return flat.unflatten(2, tokens.shape[1::2]).transpose(1, 2).to(tokens.dtype)
 
     def reference(
         self,

@@ -1,0 +1,30 @@
+"""Which form of the Long-Short attention runs: chosen by what the operands are, the same in numbers."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from remixer.mixers.eager import plain_inference
+from remixer.mixers.long_short.sight import Sight, Tokens
+from remixer.mixers.long_short.tiled_attention import mix_at_once, mix_in_cache
+
+
+def mix(
+    query: Tensor,
+    keys: Tokens,
+    values: Tokens,
+    sight: Sight,
+    added: Tensor | None,
+    offsets: Tensor | None,
+    *,
+    masked: bool,
+    dropout: float,
+) -> Tensor:
+    """In cache at inference on a CPU, else all tiles at once: see `mix_at_once`.
+
+    Returns:
+        (B, H, T, E).
+    """
+    if dropout == 0.0 and plain_inference(query, keys.near, values.near):
+        return mix_in_cache(query, keys, values, sight, added, offsets, masked=masked)
+    return mix_at_once(query, keys, values, sight, added, offsets, masked=masked, dropout=dropout)

@@ -26,7 +26,9 @@ OLDER: dict[tuple[str, str], Expected] = {
     # The scores are scaled, not the query.
     ("wavlm", "eager"): layers(bias="dense"),
     # Every other one splits its scores by windows for their mask; what no rule reads is reported first.
-    ("swin", "eager"): together(unreadable("reshaped", count="num_layers"), unreadable("don't grow", count="num_layers")),
+    ("swin", "eager"): together(
+        unreadable("reshaped", count="num_layers"), unreadable("don't grow", count="num_layers")
+    ),
     # Keys to come are hidden by -1e4, those that don't exist by the lowest number: a query in front of a row's first
     # token sees what comes.
     ("ctrl", "eager"): layers(bias="dense"),

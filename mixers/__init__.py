@@ -9,6 +9,7 @@ from remixer.mixers.errors import MixerConfigError, UnknownMixerError
 from remixer.mixers.frequency_toeplitz import FrequencyToeplitz, FrequencyToeplitzMixer
 from remixer.mixers.gated_toeplitz import GatedLinearUnit, GatedToeplitzUnit, SimpleRMSNorm, ToeplitzBlock
 from remixer.mixers.long_short import LongShort, LongShortMixer
+from remixer.mixers.long_short_2d import LongShort2d
 from remixer.mixers.long_short_layer import LongShortAttention
 from remixer.mixers.registry import available, get, mixer_of, register
 from remixer.mixers.softmax import Softmax, SoftmaxConfig
@@ -24,6 +25,7 @@ __all__ = [
     "GatedLinearUnit",
     "GatedToeplitzUnit",
     "LongShort",
+    "LongShort2d",
     "LongShortAttention",
     "LongShortMixer",
     "Mixer",

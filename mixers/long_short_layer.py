@@ -1,4 +1,4 @@
-"""Long-Short attention as a layer to train from scratch (Zhu et al., 2021, section 3)."""
+"""Long-Short attention as a layer to train from scratch (Zhu et al., 2021)."""
 
 from __future__ import annotations
 

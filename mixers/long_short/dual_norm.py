@@ -9,7 +9,7 @@ from remixer.mixers.precision import at_least_float32
 
 
 def dual_norm(norm: nn.LayerNorm | None, tokens: Tensor, over: str = "paper") -> Tensor:
-    """One of the two LayerNorms of section 3.3, or none.
+    """One of the two LayerNorms of equation 5, or none.
 
     Args:
         norm: of the G * D entries that a token has in all heads, of D if `over` says so; None for no norm.

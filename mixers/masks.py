@@ -13,6 +13,11 @@ from remixer.mixers.spec import AttentionSpec
 HIDING = -1e4
 
 
+def erasing(dtype: torch.dtype) -> float:
+    """Added to scores, it leaves nothing of them, yet is far above the lowest number."""
+    return -1e30 if torch.finfo(dtype).max > 1e30 else -3e4
+
+
 def allowed_keys(
     spec: AttentionSpec, queries: int, keys: int, padding: Tensor | None, device: torch.device
 ) -> Tensor | None:
@@ -75,5 +80,7 @@ def added_mask(spec: AttentionSpec, queries: int, keys: int, padding: Tensor | N
         past = near_keys(replace(spec, window=(None, spec.window[1])), queries, keys, like.device)
         padded = torch.where(near, padded, padded + hidden)
         return padded if past is None else torch.where(past, padded, -torch.inf)
+    if spec.dead_rows == "existing" and near is not None and exist is not None:
+        return torch.where(exist, torch.where(near, seen, erasing(like.dtype)), hidden)
     allowed = near if exist is None else exist if near is None else near & exist
     return None if allowed is None else torch.where(allowed, seen, hidden)

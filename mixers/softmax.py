@@ -216,19 +216,18 @@ class Softmax(Mixer):
                 first = 0 if left is None else max(0, place - left)
                 last = S - 1 if right is None else min(S - 1, place + right)
                 last = min(S - 1, place) if spec.causal else last
-                seen = [s for s in range(first, last + 1) if padding is None or bool(padding[b, s])]
-                if spec.pads_queries and padding is not None and not padding[b, t]:
-                    seen = []
+                gone = spec.pads_queries and padding is not None and not padding[b, t]
+                exist = [s for s in range(S) if not gone and (padding is None or bool(padding[b, s]))]
+                seen = [s for s in exist if first <= s <= last]
                 if spec.bias == "dense":
                     seen = list(range(S))
-                elif not seen and spec.dead_rows == "mean" and sink is None:
-                    rows.append(value[b].mean(1))
+                elif not seen and spec.dead_rows in ("mean", "existing") and sink is None:
+                    met = exist if exist and spec.dead_rows == "existing" else list(range(S))
+                    rows.append(value[b, :, met].mean(1))
                     continue
                 elif not seen and spec.dead_rows in ("past", "once"):
                     near, past = range(first, last + 1), range(last + 1)
-                    exists = [padding is None or bool(padding[b, s]) for s in range(S)]
-                    gone = spec.pads_queries and padding is not None and not padding[b, t]
-                    once = [s for s in range(S) if (s in near) != (exists[s] and not gone)]
+                    once = [s for s in range(S) if (s in near) != (s in exist)]
                     once = [s for s in once if s in past] if spec.dead_rows == "past" else once
                     rows.append(value[b, :, once].mean(1))
                     continue

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 Bias = Literal["none", "offset", "dense"]
-DeadRows = Literal["zero", "mean", "past", "once", "all"]
+DeadRows = Literal["zero", "mean", "past", "once", "existing", "all"]
 Alignment = Literal["start", "end"]
 ALIGNMENTS: tuple[Alignment, ...] = ("start", "end")
 
@@ -40,7 +40,8 @@ class AttentionSpec:
         dead_rows: what a query gives that may see no key: "zero"; the "mean" of all values, which is what
             masks made of the lowest number do; the mean of those hidden "once", by place or by padding, or of
             those of the "past" hidden once, by window or by padding, which is what sums of two such masks do;
-            or attention over "all" keys, which is what -10,000 does.
+            the mean of the "existing" ones, where padding adds a lower number than what place filled in;
+            or attention over "all" keys, which is what -10,000 does when it is added.
         source_dim: C, width of the hidden state that the key projection reads, or None if there is no one
             such tensor.
         dtype: of query, key and value.

@@ -137,12 +137,15 @@ def _dead_rows(trials: Sequence[Trial], form: MaskForm) -> DeadRows:
     lowest = min(float(mask[mask.isfinite()].min()) for mask in masks if mask.isfinite().any())
     if lowest > HIDDEN:
         return "zero"
-    if not any(mask.isinf().any() for mask in masks) and (told := _uneven(trials, form)):
+    finite = not any(mask.isinf().any() for mask in masks)
+    if finite and _hides_less_by_place(trials, form, lowest):
+        return "existing"
+    if finite and (told := _uneven(trials, form)):
         raise NoFitError(told)
     # Beside a number so large scores round to nothing, and every key weighs the same.
-    if -lowest * torch.finfo(masks[0].dtype).eps <= ROUNDED_AWAY:
-        return "zero" if any(mask.isinf().any() for mask in masks) else "all"
-    if not any(mask.isinf().any() for mask in masks):
+    if not _rounds_away(torch.tensor(lowest), masks[0].dtype):
+        return "all" if finite else "zero"
+    if finite:
         return "mean"
     # Two of the lowest number in a sum are -inf.
     kinds: tuple[DeadRows, ...] = ("once", "past")
@@ -170,6 +173,22 @@ def _uneven(trials: Sequence[Trial], form: MaskForm) -> str:
                 "it sees the others"
             )
     return ""
+
+
+def _rounds_away(number: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether a number hides keys so well that nothing of their scores is left."""
+    return -number * torch.finfo(dtype).eps > ROUNDED_AWAY
+
+
+def _hides_less_by_place(trials: Sequence[Trial], form: MaskForm, lowest: float) -> bool:
+    """Whether the lowest number hides the keys that don't exist, and one far above it hides others as well."""
+    if (form.left, form.right) == (None, None):
+        return False
+    for trial in trials:
+        exist, seen = expected_in(trial, replace(form, left=None, right=None)), expected_in(trial, form)
+        if not _equal(trial.mask > lowest / 2, exist) or not (seen | _rounds_away(trial.mask, trial.mask.dtype)).all():
+            return False
+    return True
 
 
 def _hidden_twice(trial: Trial, form: MaskForm, kind: DeadRows) -> Tensor:

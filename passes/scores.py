@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from remixer.mixers.masks import erasing
 from remixer.passes.layouts import heads_of, lifted_mask, merges_heads
-from remixer.rewrite.constants import number_of
+from remixer.rewrite.constants import is_indicator, number_of
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Match, Miss, arguments
 from remixer.rewrite.program import shape_of
@@ -49,6 +50,7 @@ class Scores:
     softcap: float | None = None
     capped: bool = False  # tanh was met, its factor not yet
     shifted: bool = False  # a number was added, which softmax doesn't see but tanh would
+    zeroed: MaskTerm | None = None  # a mask that was multiplied by, what hides its zeros not met yet
     terms: tuple[MaskTerm, ...] = field(default=())
     sink: fx.Node | None = None  # (H,)
 
@@ -75,6 +77,8 @@ def read_scores(match: Match) -> Scores | Miss:
         scores = step
     if scores.capped:
         return Miss("a tanh on the scores is not followed by a factor: no softcap", match["weights"])
+    if scores.zeroed is not None:
+        return Miss("the scores are multiplied by a mask of 0 and 1, which hides nothing by itself", scores.zeroed.node)
     return scores
 
 
@@ -133,11 +137,10 @@ def _product(match: Match) -> Scores | Miss:
 def _step(scores: Scores, node: fx.Node, operand: int, graph_module: fx.GraphModule) -> Scores | Miss:
     given = list(arguments(node).values())
     name = node.target._schema.name.removeprefix("aten::").rstrip("_")  # type: ignore[union-attr]
+    if scores.zeroed is not None and name not in ("add", "sub"):
+        return Miss(f"expected what hides the zeros of a mask that multiplies the scores, found {name}", node)
     if name in ("mul", "div"):
-        factor = number_of(given[1 - operand], graph_module)
-        if factor is None or (name == "div" and len(given) > 2 and given[2] is not None):
-            return Miss("the scores are multiplied by a tensor", node)
-        return _scaled(scores, factor if name == "mul" else 1.0 / factor, node)
+        return _multiplied(scores, node, given[1 - operand], name, graph_module)
     if scores.capped:
         return Miss(f"expected the softcap's factor after tanh, found {name}", node)
     if name == "tanh":
@@ -150,17 +153,28 @@ def _step(scores: Scores, node: fx.Node, operand: int, graph_module: fx.GraphMod
             return replace(scores, shifted=True)
         if operand == 1 and alpha != 1.0:
             return Miss("the scores are scaled by alpha of an add", node)
-        return replace(scores, terms=(*scores.terms, MaskTerm(other, alpha)))
+        hidden = () if scores.zeroed is None else (scores.zeroed,)
+        return replace(scores, zeroed=None, terms=(*scores.terms, MaskTerm(other, alpha), *hidden))
     if name in ("max", "maximum"):
         least = number_of(given[1 - operand], graph_module)
         if least is None or least > _HIDDEN or not isinstance(given[1 - operand], fx.Node):
             return Miss("the scores are clamped", node)
         return replace(scores, terms=(*scores.terms, MaskTerm(given[1 - operand], least=least)))
-    if name == "where":
-        term = MaskTerm(given[0], fill=given[3 - operand], where=operand == 2)
-    else:
-        term = MaskTerm(given[1], fill=given[2])
+    chosen = (given[0], given[3 - operand], operand == 2) if name == "where" else (given[1], given[2], True)
+    condition, fill, where = chosen
+    number = number_of(fill, graph_module)
+    term = MaskTerm(condition, fill=fill if number is None else number, where=where)
     return replace(scores, terms=(*scores.terms, term))
+
+
+def _multiplied(scores: Scores, node: fx.Node, other: Any, name: str, graph_module: fx.GraphModule) -> Scores | Miss:
+    """Scores times, or divided by, a number; or times a mask of 0 and 1."""
+    factor = number_of(other, graph_module)
+    if factor is None and name == "mul" and not scores.capped and is_indicator(other, graph_module):
+        return replace(scores, zeroed=MaskTerm(other, fill=_HIDDEN, where=False))
+    if factor is None or arguments(node).get("rounding_mode") is not None:
+        return Miss("the scores are multiplied by a tensor", node)
+    return _scaled(scores, factor if name == "mul" else 1.0 / factor, node)
 
 
 def _scaled(scores: Scores, factor: float, node: fx.Node) -> Scores | Miss:
@@ -185,6 +199,10 @@ def summed(
             continue
         node = lifted_mask(term.node, heads, editor, before)
         if term.fill is not None:  # what is filled in replaces what was added before
+            if node.meta["val"].dtype != torch.bool:  # numbers, 0 and 1
+                node = editor.call(aten.to.dtype, node, torch.bool, before=before)
+            if not isinstance(term.fill, fx.Node) and term.fill <= _HIDDEN:  # nothing of the scores is left
+                term = replace(term, fill=min(term.fill, erasing(dtype)))
             total = _filled(node, term, 0.0 if total is None else total, editor, before)
             continue
         if node.meta["val"].dtype == torch.bool:  # added, it is 0 and 1, and hides nothing

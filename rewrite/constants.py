@@ -9,7 +9,28 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+aten = torch.ops.aten
 _MOST_NODES = 32
+# Operators that only choose, arrange or convert what their first operand holds.
+_CARRIERS = (
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.index.Tensor,
+    aten.view.default,
+    aten.reshape.default,
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.repeat.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten.type_as.default,
+)
 
 
 def number_of(value: Any, graph_module: fx.GraphModule) -> float | None:
@@ -26,6 +47,25 @@ def number_of(value: Any, graph_module: fx.GraphModule) -> float | None:
         return float(_evaluated(value, graph_module, {}))
     except LookupError:
         return None
+
+
+def is_indicator(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Whether a tensor holds nothing but 0 and 1, whatever the inputs: booleans, or a buffer of such numbers."""
+    while node.op == "call_function" and node.target in _CARRIERS and not _is_boolean(node):
+        node = node.all_input_nodes[0]
+    if _is_boolean(node):
+        return True
+    if node.op != "get_attr":
+        return False
+    held = attrgetter(str(node.target))(graph_module)
+    if not isinstance(held, torch.Tensor) or isinstance(held, nn.Parameter):
+        return False
+    return bool(((held == 0) | (held == 1)).all())
+
+
+def _is_boolean(node: fx.Node) -> bool:
+    recorded = node.meta.get("val")
+    return isinstance(recorded, torch.Tensor) and recorded.dtype == torch.bool
 
 
 def _evaluated(node: fx.Node, graph_module: fx.GraphModule, known: dict[fx.Node, Any]) -> Any:

@@ -95,7 +95,7 @@ def test_the_last_query_stands_with_the_last_key():
     assert_close(start(query, key, value), whole(query, key[:, :, :3], value[:, :, :3]))
 
 
-@pytest.mark.parametrize("dead_rows", ["zero", "mean", "all"])
+@pytest.mark.parametrize("dead_rows", ["zero", "mean", "existing", "all"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_queries_that_do_not_exist_see_nothing(dead_rows, causal):
     changes = {"padding": True, "pads_queries": True, "dead_rows": dead_rows, "causal": causal}
@@ -108,6 +108,18 @@ def test_queries_that_do_not_exist_see_nothing(dead_rows, causal):
     served = Softmax(dataclasses.replace(mixer.spec, pads_queries=False))(*inputs, padding=padding)
     assert_close(out.transpose(1, 2), served.transpose(1, 2), where=padding)
     assert float((out - served).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("bias", ["none", "offset"])
+@pytest.mark.parametrize("pads_queries", [False, True])
+def test_dead_rows_over_the_keys_that_exist(pads_queries, bias):
+    changes = {"padding": True, "causal": True, "dead_rows": "existing", "pads_queries": pads_queries, "bias": bias}
+    mixer, (query, key, value) = Softmax(dataclasses.replace(SPEC, **changes)), operands(7, 7)
+    padding = torch.arange(7)[None] >= torch.tensor([[3], [7]])
+    given = {"padding": padding, "bias": torch.randn(4, 13, dtype=torch.float64) if bias == "offset" else None}
+    out = mixer(query, key, value, **given)
+    assert_close(out, mixer.reference(query, key, value, **given))
+    assert_close(out[1, 0], value[1, 0].mean(0).expand_as(out[1, 0]))  # no key exists
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -122,3 +122,11 @@ def test_dead_rows_in_which_some_keys_are_hidden_less_than_others():
     told = "query 0 of row 0 may see no key, but some are hidden by -3.4e.38 and others by -1e.04: it sees the others"
     with pytest.raises(NoFitError, match=told):
         fit([whole, Trial(band + keys, exist, 9, 9)], aligned=True)
+
+
+def test_dead_rows_of_two_masks_of_which_one_hides_more():
+    lowest, exist = torch.finfo(torch.float32).min, torch.arange(9) >= torch.tensor([[3]])
+    band, keys = additive(offsets(9) <= 0, -1e30), additive(exist, lowest)[:, None, None]
+    trials = [Trial(band[None, None], torch.ones(1, 9).bool(), 9, 9), Trial(band + keys, exist, 9, 9)]
+    assert fit(trials, aligned=True) == MaskForm(right=0, padding=True, dead_rows="existing")
+    assert fit([trial(keys)], aligned=False).dead_rows == "mean"

@@ -90,7 +90,15 @@ MISSES = {
         "softmax over all pairs of tokens at once is in no product with values",
     ),
     "gate": (on_scores(lambda a, x, s: a * torch.sigmoid(s.split(s.other, x)[..., :1])), "multiplied by a tensor"),
-    "times a mask": (on_scores(lambda a, x, s: a * (causal(x) == 0).float()), "multiplied by a tensor"),
+    "times a mask": (on_scores(lambda a, x, s: a * (causal(x) == 0).float()), "hides nothing by itself"),
+    "times a mask, too little added": (
+        on_scores(lambda a, x, s: a * (b := (causal(x) == 0).float()) - 3.0 * (1 - b)),
+        "differs from",
+    ),
+    "times a mask, times a weight": (
+        on_scores(lambda a, x, s: a * (causal(x) == 0).float() * s.other.weight[:1, :1]),
+        "expected what hides the zeros",
+    ),
     "temperature of a head": (on_scores(lambda a, x, s: a * s.other.weight[:2, :1, None]), "multiplied by a tensor"),
     "temperature of a token": (on_scores(lambda a, x, s: a / x.exp()[:, None, :, :1]), "multiplied by a tensor"),
     "temperature by length": (on_scores(lambda a, x, s: a / x.shape[1] ** 0.5), "multiplied by a"),

@@ -49,6 +49,12 @@ def cast(q, k, v, mask, model):
     return torch.softmax(q @ k.mT * SCALE, -1, dtype=torch.float32).to(q.dtype) @ v
 
 
+def by_product(q, k, v, mask, model):
+    """The first GPT's: the mask multiplies the scores, and what it takes away is filled by an addition."""
+    kept = model.seen[:, :, : q.shape[2], : k.shape[2]]
+    return torch.softmax(q @ k.mT * SCALE * kept + -1e4 * (1 - kept), -1) @ v
+
+
 SPELLINGS = {
     "scale behind": (lambda q, k, v, m, s: torch.softmax(q @ k.mT * SCALE, -1) @ v, {"scale": ABOUT}),
     "scale in front": (lambda q, k, v, m, s: torch.softmax(SCALE * (q @ k.mT), -1) @ v, {"scale": ABOUT}),
@@ -101,6 +107,46 @@ def test_spellings(name, one_attention, recognised):
     for shape in ((2, 9, 16), (1, 1, 16), (3, 37, 16)):
         x = torch.randn(shape)
         assert_close(small.graph_module(x), model(x))
+
+
+def test_a_mask_that_multiplies_the_scores(one_attention, recognised):
+    model = one_attention(mix=by_product)
+    model.register_buffer("seen", torch.ones(1, 1, 64, 64).tril())
+    result, (site,) = recognised(model)
+    assert (site.spec.scale, site.spec.causal, site.spec.bias) == (ABOUT, True, "none")
+    for shape in ((2, 9, 16), (1, 1, 16), (3, 37, 16)):
+        x = torch.randn(shape)
+        assert_close(result.graph_module(x), model(x))
+
+
+def filled(q, k, v, mask, model):
+    return torch.softmax((q @ k.mT * SCALE).masked_fill(~mask, -1e4), -1) @ v
+
+
+def filled_and_padded(q, k, v, mask, model):
+    past = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
+    padding = (1.0 - mask.float()) * torch.finfo(torch.float32).min
+    return torch.softmax(torch.where(past, q @ k.mT * SCALE, torch.full([], -1e4)) + padding, -1) @ v
+
+
+@pytest.mark.parametrize(("mix", "dead_rows"), [(filled, "mean"), (filled_and_padded, "existing")])
+def test_what_is_filled_in_leaves_nothing_of_the_scores(mix, dead_rows, one_attention, recognised):
+    """Where -10,000 is added, scores still differ in a row of hidden keys; where it is filled in, they don't."""
+    model = one_attention(mask=lambda T, keep, s: keep[:, None, None], mix=mix)
+    result, (site,) = recognised(model)
+    assert (site.spec.padding, site.spec.causal, site.spec.dead_rows) == (True, mix is not filled, dead_rows)
+    keep = torch.ones(3, 7, dtype=torch.bool)
+    keep[0, :3], keep[1, 5:], keep[2] = False, False, mix is not filled
+    x = torch.randn(3, 7, 16)
+    assert_close(result.graph_module(x, keep), model(x, keep))
+
+
+def test_a_mask_that_multiplies_the_scores_may_hold_no_other_numbers(one_attention, recognised):
+    model = one_attention(mix=by_product)
+    model.register_buffer("seen", torch.ones(1, 1, 64, 64).tril() + 0.5 * torch.eye(64))
+    result, sites = recognised(model)
+    assert not sites
+    assert "multiplied by a tensor" in str(result.misses[0])
 
 
 def test_baddbmm_onto_a_bias(one_attention, recognised):

@@ -13,7 +13,6 @@ def every(reason: str, names: str, *forms: str) -> Iterator[tuple[tuple[str, str
 
 
 KNOWN: Known = {
-    ("openai-gpt", "eager"): "a mask that multiplies the scores is not read",
     ("falcon grouped", "sdpa"): "key heads that are repeated in front of the rotary embedding are not folded",
     ("falcon grouped", "eager"): "key heads that are repeated in front of the rotary embedding are not folded",
     ("timesformer", "eager"): "the number of frames is traced as a quotient of the picture's sizes",

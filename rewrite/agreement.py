@@ -18,6 +18,10 @@ from remixer.rewrite.tolerance import error_and_limit
 _ADVICE = "What to try: keep what torch.export can't record, such as torch.func.grad, out of the model's forward"
 
 
+class NotRunError(Exception):
+    """The model itself raises on an input."""
+
+
 @contextlib.contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
     """The model in training or eval mode for a while.
@@ -41,15 +45,21 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def difference(model: nn.Module, graph_module: fx.GraphModule, call: Call) -> str | None:
-    """Where the graph's outputs differ from the model's in eval, both with the same random seed, or None."""
+    """Where the graph's outputs differ from the model's in eval, both with the same random seed, or None.
+
+    Raises:
+        NotRunError: the model raises on this call.
+    """
     asked = without_cache(model, call)
     with torch.no_grad(), mode(model, False), one_thread():  # small runs: threads would wait for each other
-        expected = pytree.tree_leaves(_seeded(model, asked))
+        try:
+            expected = pytree.tree_leaves(_seeded(model, asked))
+        except Exception as error:  # the model's own code may raise anything
+            raise NotRunError(f"{type(model).__name__} raises {type(error).__name__}: {error}") from error
         try:
             actual = pytree.tree_leaves(_seeded(graph_module, call))
         except Exception as error:  # a graph that was wrongly recorded may raise anything
-            first = (str(error).splitlines() or [""])[0]
-            return f"it raises {type(error).__name__}: {first[:200]}. {_ADVICE}"
+            return f"it raises {first_line(error)}. {_ADVICE}"
     if len(actual) != len(expected):
         return f"{len(actual)} outputs for {len(expected)}"
     for index, (got, want) in enumerate(zip(actual, expected, strict=True)):
@@ -57,6 +67,12 @@ def difference(model: nn.Module, graph_module: fx.GraphModule, call: Call) -> st
         if told is not None:
             return f"output {index} {told}"
     return None
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an error, and the first line of its message, shortened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def _seeded(module: nn.Module, call: Call) -> Any:

@@ -11,14 +11,17 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from remixer.rewrite.agreement import difference, mode
+from remixer.rewrite.agreement import difference, first_line, mode
 from remixer.rewrite.dropout import is_random
+from remixer.rewrite.elsewhere import disagreements
 from remixer.rewrite.errors import CaptureError
 from remixer.rewrite.exported import program_of
 from remixer.rewrite.inputs import (
+    Aspect,
     Call,
     Inputs,
     as_call,
+    aspect_of,
     check_fits,
     countable_dimensions,
     two_rows,
@@ -59,47 +62,69 @@ def capture(model: nn.Module | ExportedProgram, inputs: Inputs | None = None) ->
         raise CaptureError("capture needs example inputs: a dict by name, a tuple, or one tensor")
     call = as_call(inputs)
     check_fits(model, call)
-    captured = _in_training(model, call)
-    if isinstance(captured, Program):
-        return captured
-    program = _captured(model, call, training=False)
-    if (told := difference(model, program.graph_module, two_rows(call))) is not None:
-        raise CaptureError(f"the captured graph gives other outputs than {type(model).__name__}: {told}")
-    return replace(program, notes=(captured,)).with_graph_module(program.graph_module)
+    return _agreeing(model, call, frozenset())
 
 
-def _in_training(model: nn.Module, call: Call) -> Program | str:
+def _agreeing(model: nn.Module, call: Call, fixed: frozenset[Aspect]) -> Program:
+    """The program, dynamic in all but what is fixed or has to be: a graph may hold at its example's sizes only."""
+    wanted = call if "batch" in fixed else two_rows(call)
+    program = _in_training(model, call, wanted, fixed)
+    if isinstance(program, str):
+        note, program = program, _captured(model, call, wanted, fixed, training=False)
+        if (told := difference(model, program.graph_module, wanted)) is not None:
+            raise CaptureError(f"the captured graph gives other outputs than {type(model).__name__}: {told}")
+        program = replace(program, notes=(note,)).with_graph_module(program.graph_module)
+    found = disagreements(model, program)
+    if not found:
+        return program
+    name = type(model).__name__
+    if None in found:
+        raise CaptureError(
+            f"the captured graph gives other outputs than {name} where no token is masked: {found[None]}. What to try: "
+            "a model that doesn't leave out masks which hide nothing, in transformers one made with "
+            'attn_implementation="eager"'
+        )
+    if found.keys() & fixed:
+        told = next(iter(found.values()))
+        raise CaptureError(f"the captured graph gives other outputs than {name} at other sizes: {told}")
+    return _agreeing(model, call, fixed.union(aspect for aspect in found if aspect))
+
+
+def _in_training(model: nn.Module, call: Call, wanted: Call, fixed: frozenset[Aspect]) -> Program | str:
     """The program as it is in training, or the reason why only eval can be had.
 
     In training, attention code keeps its dropout probability, which an eval export loses.
     """
     try:
-        program = _captured(model, call, training=True)
+        program = _captured(model, call, wanted, fixed, training=True)
     except CaptureError:
         return f"torch.export refuses the model in training: {_IN_EVAL}"
     if any(map(is_random, program.graph.nodes)):
         return f"training draws random numbers other than dropout: {_IN_EVAL}"
-    if difference(model, program.graph_module, two_rows(call)) is not None:
+    if difference(model, program.graph_module, wanted) is not None:
         return f"training computes something else than eval: {_IN_EVAL}"
     return program
 
 
-def _captured(model: nn.Module, call: Call, *, training: bool) -> Program:
-    wanted = two_rows(call)
+def _captured(model: nn.Module, call: Call, wanted: Call, fixed: frozenset[Aspect], *, training: bool) -> Program:
     full = args, kwargs = without_cache(model, wanted)
     try:
         with mode(model, training), torch.no_grad():
-            shapes = _all_dynamic(inspect.signature(model.forward), args, kwargs)
+            shapes = _all_dynamic(inspect.signature(model.forward), args, kwargs, fixed)
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever the model's own code raises comes out here
         raise CaptureError(_refusal(model, full, error)) from error
     added = set(kwargs) - set(wanted[1])
-    return program_of(exported, wanted, added=added, asked=call, training=training)
+    return program_of(exported, wanted, added=added, asked=call, fixed=fixed, training=training)
 
 
-def _all_dynamic(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _all_dynamic(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: frozenset[Aspect]
+) -> dict[str, Any]:
     def dynamic(leaf: Any) -> Any:
-        return dict.fromkeys(countable_dimensions(leaf), Dim.AUTO) if isinstance(leaf, torch.Tensor) else None
+        if not isinstance(leaf, torch.Tensor):
+            return None
+        return {dim: Dim.STATIC if aspect_of(dim) in fixed else Dim.AUTO for dim in countable_dimensions(leaf)}
 
     shapes: dict[str, Any] = {}
     for name, value in signature.bind(*args, **kwargs).arguments.items():
@@ -112,22 +137,17 @@ def _all_dynamic(signature: inspect.Signature, args: tuple[Any, ...], kwargs: di
 
 def _refusal(model: nn.Module, call: Call, error: Exception) -> str:
     """What torch.export said, shortened, and what to try."""
-    name, reason = type(model).__name__, _first_line(error)
+    name, reason = type(model).__name__, first_line(error)
     args, kwargs = call
     try:
         with torch.no_grad(), mode(model, False):
             model(*args, **kwargs)
     except Exception as own:  # the model's own code may raise anything
         signature = inspect.signature(model.forward)
-        return f"the inputs don't fit {name}: it raises {_first_line(own)}. Its forward takes {signature}"
+        return f"the inputs don't fit {name}: it raises {first_line(own)}. Its forward takes {signature}"
     advice = "try it alone with torch.export.export(model, args, kwargs, strict=False)"
     if "DataDependent" in type(error).__name__:
         advice = "its code branches on a tensor's values: give the argument that avoids the branch"
     elif "Cache" in reason:
         advice = "pass use_cache=False among the inputs"
     return f"torch.export refuses {name}: {reason}. What to try: {advice}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

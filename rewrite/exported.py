@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import sympy
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from remixer.rewrite.cleanup import clean, inline_wrapped
 from remixer.rewrite.errors import CaptureError
-from remixer.rewrite.inputs import Call, countable_dimensions
+from remixer.rewrite.inputs import Aspect, Call, aspect_of, countable_dimensions
 from remixer.rewrite.modules import keep_persistence
 from remixer.rewrite.program import Program, StaticDimension, expression, input_symbols, unite
 from remixer.rewrite.vmapped import write_out_vmaps
@@ -26,6 +26,7 @@ def program_of(
     *,
     added: Iterable[str] = (),
     asked: Call | None = None,
+    fixed: Collection[Aspect] = (),
     training: bool | None = None,
 ) -> Program:
     """The program that an ExportedProgram holds.
@@ -35,6 +36,7 @@ def program_of(
         call: example inputs, without those in `added`.
         added: names of inputs that its caller never asked for; they go from the signature.
         asked: the example inputs as the user gave them, for the reasons of what stayed static.
+        fixed: what stays static since a graph of other sizes gives other outputs than the model.
         training: the mode it was exported in, None if nobody knows.
 
     Raises:
@@ -58,7 +60,7 @@ def program_of(
         symbol: (int(span.lower) if span.lower.is_Integer else 0, int(span.upper) if span.upper.is_Integer else None)
         for symbol, span in exported.range_constraints.items()
     }
-    static = _static_dimensions(graph_module.graph, asked or call)
+    static = _static_dimensions(graph_module.graph, asked or call, fixed)
     return Program(graph_module, args, kwargs, batch, length, limits, static).with_graph_module(graph_module)
 
 
@@ -118,7 +120,7 @@ def _has_rows(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() > 0
 
 
-def _static_dimensions(graph: fx.Graph, call: Call) -> tuple[StaticDimension, ...]:
+def _static_dimensions(graph: fx.Graph, call: Call, fixed: Collection[Aspect]) -> tuple[StaticDimension, ...]:
     """Batch and length dimensions that did not become symbols."""
     nodes = [node for node in graph.find_nodes(op="placeholder") if isinstance(node.meta.get("val"), torch.Tensor)]
     sizes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(call) if isinstance(leaf, torch.Tensor)]
@@ -129,7 +131,9 @@ def _static_dimensions(graph: fx.Graph, call: Call) -> tuple[StaticDimension, ..
             size = expression(value.shape[dim])
             if not size.is_Integer:  # a SymInt may well stand for a constant
                 continue
-            if shape[dim] <= 1:
+            if aspect_of(dim) in fixed:
+                reason = "a graph of any size gives other outputs than the model"
+            elif shape[dim] <= 1:
                 reason = f"the example's size {shape[dim]} can't be told from a constant; give a larger example"
             else:
                 reason = "the model's own code allows this size only"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from remixer.rewrite.errors import CaptureError
 
 Inputs = Mapping[str, Any] | Sequence[Any] | torch.Tensor
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+Aspect = Literal["batch", "length"]  # of an input's dimensions: the first counts rows, the others something else
 
 
 def as_call(inputs: Inputs) -> Call:
@@ -43,6 +44,11 @@ def countable_dimensions(tensor: torch.Tensor) -> list[int]:
     if tensor.is_floating_point() and tensor.dim() in (3, 4):
         dims.remove(2 if tensor.dim() == 3 else 1)
     return dims
+
+
+def aspect_of(dim: int) -> Aspect:
+    """What a dimension of an input counts."""
+    return "length" if dim else "batch"
 
 
 def check_fits(model: nn.Module, call: Call) -> None:

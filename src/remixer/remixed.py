@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,21 @@ class Remixed(fx.GraphModule):
         """What was done, per site and per pass."""
         report: Report = self.meta["report"]
         return report
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it.
+
+        Raises:
+            ValueError: an input has another size than the graph is fixed to.
+        """
+        fixed = self.meta["program"]["static"]
+        if fixed and not torch.compiler.is_compiling():
+            given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
+            for one in fixed:
+                value = given.get(one.input)
+                if isinstance(value, torch.Tensor) and value.dim() > one.dim and value.shape[one.dim] != one.size:
+                    raise ValueError(f"got {value.shape[one.dim]} in dim {one.dim} of {one.input}. {one}")
+        return super().__call__(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
         before = _device(self)

@@ -132,6 +132,22 @@ def test_a_kept_site_is_bit_for_bit_what_it_was(model, inputs):
     assert torch.equal(small(**inputs)["logits"], model(**inputs)["logits"])
 
 
+def test_a_size_that_is_fixed_is_refused_when_it_is_another():
+    class Fixed(nn.Module):
+        """A factor that is computed of the length in a run, and is that of the example in a graph."""
+
+        def forward(self, x):
+            length = x.shape[1]
+            query = x[:, None] * (length.node.hint if isinstance(length, torch.SymInt) else length)
+            return nn.functional.scaled_dot_product_attention(query, x[:, None], x[:, None])
+
+    small = remixer.remix(Fixed(), "softmax", (torch.randn(2, 6, 4),))
+    for module in (small, copy.deepcopy(small)):
+        assert module(torch.randn(5, 6, 4)).shape == (5, 1, 6, 4)
+        with pytest.raises(ValueError, match=r"got 7 in dim 1 of x\. x dim 1 is fixed at 6: a graph of any size gives"):
+            module(torch.randn(2, 7, 4))
+
+
 def test_dropout_follows_train_and_eval():
     layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.5, batch_first=True)
     x = torch.randn(2, 9, 32)

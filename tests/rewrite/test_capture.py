@@ -334,3 +334,51 @@ def test_a_graph_that_can_not_be_run_is_refused(transform, told):
 
     with pytest.raises(CaptureError, match=rf"other outputs than Transformed: {told}.*What to try"):
         capture(Transformed(), (torch.ones(2, 5),))
+
+
+class Skipping(nn.Module):
+    """Leaves out a mask that hides nothing, but not while it is traced, and does something else then."""
+
+    def forward(self, x, mask):
+        if not torch.compiler.is_exporting() and bool(mask.all()):
+            return x.cumsum(1)
+        return x * mask[..., None]
+
+
+def test_a_mask_that_hides_nothing_has_to_do_so_in_the_graph():
+    mask = torch.ones(2, 5, dtype=torch.long)
+    mask[1, 3:] = 0
+    with pytest.raises(CaptureError, match="other outputs than Skipping where no token is masked: output 0 differs"):
+        capture(Skipping(), (torch.randn(2, 5, 4), mask))
+
+
+class Remembering(nn.Module):
+    """A number that is computed of a size in the example's run, and is a constant in the graph."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x):
+        size = x.shape[self.dim]
+        return x * (size.node.hint if isinstance(size, torch.SymInt) else size)
+
+
+@pytest.mark.parametrize(("dim", "size"), [(0, 1), (1, 6)])
+def test_a_graph_that_holds_at_one_size_only_is_static(dim, size):
+    model = Remembering(dim)
+    x = torch.randn(1, 6, 4)
+    program = capture(model, (x,))
+    (static,) = program.static
+    assert str(static) == f"x dim {dim} is fixed at {size}: a graph of any size gives other outputs than the model"
+    assert_close(program.graph_module(x), model(x))
+
+
+def test_sizes_that_the_model_refuses_tell_nothing():
+    class Short(nn.Module):
+        def forward(self, x):
+            if not torch.compiler.is_exporting() and x.shape[1] != 6:
+                raise ValueError("six tokens only")
+            return x * 2
+
+    assert capture(Short(), (torch.randn(2, 6, 4),)).static == ()

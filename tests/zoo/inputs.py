@@ -85,6 +85,13 @@ def image(model: nn.Module, size: Size) -> Example:
     return Example({"pixel_values": numbers(size.rows, 3, PIXELS, PIXELS)})
 
 
+def image_in_patches(model: nn.Module, size: Size) -> Example:
+    """Images of different shapes as rows of patches."""
+    mask = existing(Size(size.rows, 16, size.side if size.side == "none" else "right"))
+    patches, shapes = numbers(size.rows, 16, 3 * 8 * 8), torch.tensor([[4, 4]] * size.rows)
+    return Example({"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}, {16: mask.bool()})
+
+
 def video(model: nn.Module, size: Size) -> Example:
     return Example({"pixel_values": numbers(size.rows, 4, 3, PIXELS, PIXELS)})
 
@@ -149,6 +156,7 @@ KINDS: dict[str, Callable[[nn.Module, Size], Example]] = {
         text_with_polygons,
         text_to_text,
         image,
+        image_in_patches,
         video,
         waveform,
         long_waveform_to_text,

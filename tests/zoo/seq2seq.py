@@ -72,6 +72,19 @@ def gemma_stacks(config: Any) -> list[Attention]:
     return [replace(one, softcap=config.decoder.attn_logit_softcapping) for one in found]
 
 
+def prophet_stacks(config: Any) -> list[Attention]:
+    """ProphetNet: scores by position beside Q K^T, and streams of predictions that each read two keys of every token."""
+    heads, own = config.num_decoder_attention_heads, {"scale": SCALED_QUERY}
+    found = [
+        attention(config, padding=True, heads=config.num_encoder_attention_heads, **own)
+    ] * config.num_encoder_layers
+    size = config.hidden_size // heads
+    main = attention(config, heads=heads, bias="dense", **own)
+    streams = attention(config, heads=config.ngram * heads, head_dim=size, bias="dense", cross=True, **own)
+    cross = attention(config, heads=heads, padding=True, cross=True, **own)
+    return found + [main, streams, cross] * config.num_decoder_layers
+
+
 FAMILIES = (
     bart_like("bart", "Bart", quick=True),
     bart_like("mbart", "MBart"),
@@ -86,6 +99,11 @@ FAMILIES = (
     bart_like("nllb-moe", "NllbMoe", num_experts=4, encoder_layerdrop=0.0, decoder_layerdrop=0.0),
     Family("bart decoder", "BartConfig", "BartForCausalLM", BART,
            layers(count="decoder_layers", causal=True, padding=True)),
+    Family("prophetnet", "ProphetNetConfig", "ProphetNetModel",
+           {"vocab_size": 100, "hidden_size": 64, "num_encoder_layers": 2, "num_decoder_layers": 2,
+            "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4, "encoder_ffn_dim": 128,
+            "decoder_ffn_dim": 128, "max_position_embeddings": 128, "decoder_start_token_id": 1},
+           prophet_stacks, "text to text"),
     t5_like("t5", "T5", quick=True),
     t5_like("mt5", "MT5"),
     t5_like("umt5", "UMT5"),

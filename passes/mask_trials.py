@@ -191,7 +191,10 @@ class MaskRunner:
         try:
             value = self.slicer.run(self.mask, feeds, sizes, self.parameters, widen=widen)
         except KeyError as error:
-            raise NotTriedError(str(error.args[0]).replace("the slice depends", "the mask depends")) from error
+            told = str(error.args[0])
+            if told.startswith("the slice depends on the values"):
+                told = told.replace("the slice", "its mask") + ", and not only on which tokens exist"
+            raise NotTriedError(told) from error
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             told = (str(error).splitlines() or [type(error).__name__])[0]
             raise TooLongError(f"the mask can't be run at {queries} x {keys}: {told}") from error

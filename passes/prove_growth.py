@@ -80,7 +80,5 @@ class ProveGrowth(Pass):
         """See Pass.ensures."""
         found = growth(after)
         if found.order > Order.parse(self.at_most):
-            blamed = ", ".join(
-                f"{node.node} {node.shape}" + (f" at {node.path}" if node.path else "") for node in found.to_blame()[:5]
-            )
+            blamed = "; ".join(map(str, found.to_blame()[:5]))
             raise PassError(f"the graph grows as {found.order}, at most {self.at_most} was asked for: {blamed}")

@@ -56,7 +56,7 @@ class RecogniseAttention(Pass):
             if node.target in SOFTMAXES and (pairwise or _pairwise(editor, _product_under(node))):
                 over = "pairs of tokens" if pairwise else "all pairs of tokens at once"
                 found = word_for(stop) if (stop := _behind(node)) else "nothing"
-                reason = f"a softmax over {over} is in no product with values: found {found} behind it"
+                reason = f"a softmax over {over} is in no product with values: {found} follows it"
                 editor.miss(Miss(reason, stop or node, anchor=node))
             elif pairwise and node.target in _PRODUCTS and (stop := _other_weights(node)):
                 reason = f"expected a softmax between two products, found {word_for(stop)}"

@@ -132,7 +132,7 @@ def _static_dimensions(graph: fx.Graph, call: Call, fixed: Collection[Aspect]) -
             if not size.is_Integer:  # a SymInt may well stand for a constant
                 continue
             if aspect_of(dim) in fixed:
-                reason = "a graph of any size gives other outputs than the model"
+                reason = "the graph that torch.export gives holds at no other"
             elif shape[dim] <= 1:
                 reason = f"the example's size {shape[dim]} can't be told from a constant; give a larger example"
             else:

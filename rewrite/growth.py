@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from remixer.rewrite.match import module_path
+from remixer.rewrite.match import module_path, source_line
 from remixer.rewrite.program import Program, expression
 
 
@@ -65,6 +65,11 @@ class NodeGrowth:
     work: Order
     path: str
     shape: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        place = " at ".join(filter(None, [self.path, self.source]))
+        return f"{self.node} of shape {self.shape}" + (f", in {place}" if place else "")
 
     @property
     def worst(self) -> Order:
@@ -117,8 +122,8 @@ def growth_of(program: Program, length: Iterable[sympy.Symbol] | None = None, in
         work = max(size, _work(node, symbols))
         if node.op == "call_module" and inside is not None:
             work = max(work, inside(program.graph_module.get_submodule(str(node.target)), node) or Order())
-        shape = ", ".join(str(tuple(map(str, leaf.shape))) for leaf in leaves)
-        nodes.append(NodeGrowth(node.name, size, work, module_path(node), shape))
+        shape = " and ".join(f"({', '.join(map(str, leaf.shape))})" for leaf in leaves)
+        nodes.append(NodeGrowth(node.name, size, work, module_path(node), shape, source_line(node)))
     return Growth(max((node.worst for node in nodes), default=Order()), tuple(nodes), tuple(unknown))
 
 

@@ -133,13 +133,18 @@ def _site_table(sites: Iterable[SiteReport]) -> Table:
         count = f"{before:,}" if before == after else f"{before:,} -> {after:,}"
         table.add_row(
             site.name + (f" (and {many - 1} alike)" if many > 1 else ""),
-            str(site.spec) if site.spec else f"not understood ({site.kind or site.rule})",
+            str(site.spec) if site.spec else _unread(site),
             _config(site),
             site.status + (f": {site.reason}" if site.reason else ""),
             count,
             f"{site.error:.1e}" if site.error is not None else "-",
         )
     return table
+
+
+def _unread(site: SiteReport) -> str:
+    nearest = site.kind or site.rule
+    return f"not understood; nearest is {nearest}" if nearest else "not understood"
 
 
 def _runs(sites: Iterable[SiteReport]) -> list[tuple[int, SiteReport]]:

@@ -108,4 +108,4 @@ def _count(module: nn.Module, name: str) -> int:
 def _blamed(grown: Growth) -> tuple[str, ...]:
     if grown.order <= Order(1.0, log=True):
         return ()
-    return tuple(f"{node.node} {node.shape}".strip() for node in grown.to_blame())
+    return tuple(map(str, grown.to_blame()))

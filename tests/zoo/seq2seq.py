@@ -73,7 +73,7 @@ def gemma_stacks(config: Any) -> list[Attention]:
 
 
 def prophet_stacks(config: Any) -> list[Attention]:
-    """ProphetNet: scores by position beside Q K^T, and streams of predictions that each read two keys of every token."""
+    """ProphetNet: scores by position beside Q K^T, and streams of predictions with two keys of every token."""
     heads, own = config.num_decoder_attention_heads, {"scale": SCALED_QUERY}
     found = [
         attention(config, padding=True, heads=config.num_encoder_attention_heads, **own)

@@ -18,7 +18,6 @@ KNOWN: Known = {
     ("aimv2 text", "sdpa"): "refused at capture: the model is causal only beside padding, and always so when traced",
     ("siglip2 vision", "sdpa"): "its code goes image by image: its graph holds at one batch only",
     ("siglip2 vision", "eager"): "its code goes image by image: its graph holds at one batch only",
-    ("timesformer", "eager"): "the number of frames is traced as a quotient of the picture's sizes",
 }
 # In transformers 4 only.
 IN_OLDER: Known = dict([

@@ -67,6 +67,15 @@ def staged(**given: Any) -> Expected:
     return expected
 
 
+def windows(config: Any) -> list[Attention]:
+    """Attention within windows of an image of one size, which count as rows: its relative positions are of two axes."""
+    return [
+        attention(config, heads=heads, head_dim=config.embed_dim * 2**stage // heads, bias="dense")
+        for stage, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True))
+        for _ in range(depth)
+    ]
+
+
 FAMILIES = (
     vit_like("vit", "ViT", quick=True),
     vit_like("deit", "DeiT"),
@@ -119,8 +128,7 @@ FAMILIES = (
     Family("pvt-v2", "PvtV2Config", "PvtV2Model", STAGES, staged(), "image"),
     Family("segformer", "SegformerConfig", "SegformerModel", STAGES, staged(), "image"),
     Family("glpn", "GLPNConfig", "GLPNModel", STAGES, staged(), "image"),
-    Family("swin", "SwinConfig", "SwinModel", SWIN,
-           unreadable("don't grow", count="num_layers", each=2), "image"),
+    Family("swin", "SwinConfig", "SwinModel", SWIN, windows, "image"),
     Family("swinv2", "Swinv2Config", "Swinv2Model", SWIN, unreadable("tensor", count="num_layers", each=2), "image"),
     Family("mobilevit", "MobileViTConfig", "MobileViTModel",
            {"image_size": 32, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 8, 16, 16, 16, 32],

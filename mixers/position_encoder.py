@@ -59,5 +59,11 @@ class PositionEncoder(nn.Module):
                 hidden = self._linear(layer, F.relu(simple_rms_norm(hidden)))
             return hidden
 
+    @property
+    def most(self) -> float:
+        """What no coefficient exceeds in size: the last layer reads numbers whose squares sum up to r at most."""
+        weight, bias = self.last.weight.detach().to(self.dtype), self.last.bias.detach().to(self.dtype)
+        return float((weight.norm(dim=1) * weight.shape[1] ** 0.5 + bias.abs()).max())
+
     def _linear(self, layer: nn.Linear, hidden: Tensor) -> Tensor:
         return F.linear(hidden, layer.weight.to(self.dtype), layer.bias.to(self.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,6 +75,16 @@ class ToeplitzMixer(ToeplitzOperator):
         """See ToeplitzOperator.coefficients."""
         offsets = self.offsets(tokens)
         return self._coefficients(offsets, self._fade(offsets))
+
+    def reach(self, dtype: torch.dtype) -> int | None:
+        """See ToeplitzOperator.reach: as far as the decay lets the largest coefficient through."""
+        if self.decay is None and self.config.decay in (None, 1.0):
+            return None
+        slowest = float(self._fade(self.offsets(2)[-1:]).detach().max())
+        least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the least number above 0
+        # Normalised coefficients are exp(encoder), relative to the largest.
+        largest = 2 * self.encoder.most if self.normalise else math.log(max(self.encoder.most, 1.0))
+        return math.ceil((largest - math.log(least)) / -slowest) + 1 if slowest < 0.0 else None
 
     def _fade(self, offsets: Tensor) -> Tensor:
         """The logarithm of what the coefficients fade by: (offsets,), or (H, E or 1, offsets) if it is learned."""

@@ -14,6 +14,7 @@ from remixer.mixers.convolution import transform_dtype
 from remixer.mixers.eager import plain_inference
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.gate import Gate
+from remixer.mixers.local_kernel import LocalKernel
 from remixer.mixers.position_encoder import PositionEncoder
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.recent import Recent
@@ -23,6 +24,8 @@ from remixer.mixers.toeplitz_kernel import Kernel, kernel_of
 
 # Up to so many tokens a matrix per head is faster than transforms, and more exact.
 DIRECT_AT_MOST = 128
+# From so many tokens on, and so many times the reach of the coefficients, they are multiplied block by block.
+LONG, REACHES = 2**15, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,7 @@ class ToeplitzOperator(Mixer):
         elif config.gate == "value":
             self.gate = Gate(spec.heads, spec.value_dim, spec.value_dim)
         self._kernels: Recent[Kernel] = Recent()
+        self._local: Recent[LocalKernel] = Recent()
 
     @classmethod
     def supports(cls, spec: AttentionSpec, config: OperatorConfig) -> Unsupported | None:
@@ -135,6 +139,9 @@ class ToeplitzOperator(Mixer):
             padding = None
         if padding is not None:
             value = value.masked_fill(~padding[:, None, :, None], 0.0)
+        local = self._local_kernel(value)
+        if local is not None:
+            return self._gated(local.times(value, padding), query, value)
         kernel = self._kernel(value)
         if padding is None or kernel.itself is None:
             mixed = kernel.times(value, kernel.scale)
@@ -201,10 +208,32 @@ class ToeplitzOperator(Mixer):
             mixed = mixed * self.gate(operand)
         return mixed.to(value.dtype)
 
+    def reach(self, dtype: torch.dtype) -> int | None:
+        """Of how many offsets to one side a coefficient may be other than 0 in this precision; None: of all."""
+        return None
+
+    def _local_kernel(self, value: Tensor) -> LocalKernel | None:
+        """For values (B, G, T, E) that are much longer than the reach; kept between calls."""
+        parameters = self._parameters_of_kernel()
+        if self.training or not plain_inference(value, *parameters):
+            return None
+        dtype = at_least_float32(value.dtype)
+        reach = self.reach(dtype) if value.shape[2] >= LONG else None
+        if reach is None or value.shape[2] < REACHES * reach:
+            return None
+
+        def make() -> LocalKernel:
+            return LocalKernel.of(self.coefficients(reach).to(dtype), self.spec.causal, self.normalise)
+
+        return self._local.get((reach, dtype), parameters, make)
+
+    def _parameters_of_kernel(self) -> list[Tensor]:
+        return [each for name, each in self.named_parameters() if not name.startswith("gate.")]
+
     def _kernel(self, value: Tensor) -> Kernel:
         """For values (B, G, T, E); kept between calls in plain inference."""
         tokens, dtype = value.shape[2], transform_dtype(value.shape[2], value.dtype)
-        parameters = [each for name, each in self.named_parameters() if not name.startswith("gate.")]
+        parameters = self._parameters_of_kernel()
         if self.training or not plain_inference(value, *parameters):
             return self._new_kernel(tokens, dtype, direct=False)
         # Autocast would round a product of matrices.

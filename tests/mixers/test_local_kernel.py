@@ -1,0 +1,86 @@
+"""Long sequences block by block: the same numbers as one transform, and as the dense matrix."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from remixer.mixers import AttentionSpec, Toeplitz, ToeplitzMixer
+from remixer.testing import assert_close
+
+SPEC = AttentionSpec(heads=4, kv_heads=2, head_dim=3, value_dim=3, scale=1.0, padding=True)
+OPTIONS = [
+    {"decay": 0.3},
+    {"decay": 0.3, "normalise": False},
+    {"decay": 0.2, "per": "head"},
+    {"decay": 0.1, "learn_decay": True, "normalise": False},
+]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr("remixer.mixers.toeplitz_operator.LONG", 64)
+    monkeypatch.setattr("remixer.mixers.toeplitz_operator.REACHES", 2)
+    monkeypatch.setattr("remixer.mixers.local_kernel.SHORTEST_TRANSFORM", 64)
+    monkeypatch.setattr("remixer.mixers.local_kernel.ENTRIES_AT_ONCE", 4000)
+
+
+def mixer_of(options, causal):
+    torch.manual_seed(0)
+    mixer = ToeplitzMixer(dataclasses.replace(SPEC, causal=causal), Toeplitz(**options)).eval()
+    if mixer.decay is not None:
+        torch.nn.init.constant_(mixer.decay.raw, -2.0)
+    return mixer
+
+
+def padding_for(kind, T):
+    if kind == "holes":
+        return torch.rand(2, T) > 0.4
+    return None if kind == "none" else torch.arange(T) >= torch.tensor([[T // 3], [0]])
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("padding", ["none", "left", "holes"])
+def test_blocks_are_the_whole(options, causal, padding, monkeypatch):
+    mixer = mixer_of(options, causal)
+    for T in (1100, 1303):
+        value, mask = torch.randn(2, 2, T, 3), padding_for(padding, T)
+        with torch.no_grad():
+            assert mixer._local_kernel(value) is not None
+            for _ in range(2):  # the second time from what was kept
+                mixed = mixer(value=value, padding=mask)
+            expected = mixer.double().reference(value=value.double(), padding=mask).float()
+            mixer.float()
+        assert_close(mixed, expected, where=None if mask is None else mask[:, None].expand(-1, 4, -1))
+
+
+def test_the_comparison_can_fail():
+    mixer = mixer_of({"decay": 0.3}, False)
+    value = torch.randn(1, 2, 900, 3)
+    with torch.no_grad():
+        mixed = mixer(value=value)
+        value[0, 0, 450] += 1e-3
+        with pytest.raises(AssertionError, match="largest error"):
+            assert_close(mixer(value=value), mixed)
+
+
+def test_the_reach_leaves_out_nothing_but_zeros():
+    for options in OPTIONS:
+        mixer = mixer_of(options, True)
+        reach = mixer.reach(torch.float32)
+        with torch.no_grad():
+            assert mixer.coefficients(reach + 200)[..., reach:].eq(0.0).all()
+
+
+def test_without_decay_everything_is_in_reach():
+    for decay in (None, 1.0):
+        assert mixer_of({"decay": decay}, False).reach(torch.float32) is None
+
+
+def test_training_sees_the_whole_sequence():
+    mixer = mixer_of({"decay": 0.3}, False)
+    value = torch.randn(1, 2, 900, 3)
+    assert mixer._local_kernel(value) is None  # gradients are wanted
+    with torch.no_grad():
+        assert mixer.train()._local_kernel(value) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
+from remixer.mixers.long_short.flex import mix_by_blocks, usable
 from remixer.mixers.long_short.sight import Sight, Tokens
 from remixer.mixers.long_short.tiled_attention import mix_at_once, mix_in_cache
 
@@ -20,11 +21,13 @@ def mix(
     masked: bool,
     dropout: float,
 ) -> Tensor:
-    """In cache at inference on a CPU, else all tiles at once: see `mix_at_once`.
+    """In blocks on a GPU, in cache at inference on a CPU, else all tiles at once: see `mix_at_once`.
 
     Returns:
         (B, H, T, E).
     """
+    if usable(query, values.near, offsets, dropout):
+        return mix_by_blocks(query, keys, values, sight, added)
     if dropout == 0.0 and plain_inference(query, keys.near, values.near):
         return mix_in_cache(query, keys, values, sight, added, offsets, masked=masked)
     return mix_at_once(query, keys, values, sight, added, offsets, masked=masked, dropout=dropout)

@@ -171,9 +171,9 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(NO_GPU)
-    torch._dynamo.config.recompile_limit = 128  # FlexAttention is compiled for each length, direction and pass
     console = Console()
-    with Progress(console=console, transient=True) as progress:
+    # FlexAttention is compiled for each length, direction and pass.
+    with torch._dynamo.config.patch(recompile_limit=128), Progress(console=console, transient=True) as progress:
         rows = measure(options, progress)
     console.print(table_of(rows))
     command = " ".join(["python", "benchmarks/mixers_gpu.py", *sys.argv[1:]])

@@ -202,7 +202,7 @@ def _flex_attention() -> Callable[..., Tensor]:
 
 def _compiled(*operands: Any, **options: Any) -> Tensor:
     """FlexAttention as one kernel. All its variants come from one function: more than are compiled by default."""
-    with torch._dynamo.config.patch(recompile_limit=64):
+    with torch._dynamo.config.patch(recompile_limit=128):
         return _compile()(*operands, **options)
 
 

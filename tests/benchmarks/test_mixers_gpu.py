@@ -26,7 +26,6 @@ def test_peers_run_forward_and_backward(name, causal):
 
 def test_it_writes_a_row_for_each_peer_pass_and_direction(monkeypatch, tmp_path):
     out = tmp_path / "result.json"
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     monkeypatch.setattr(sys, "argv", ["mixers_gpu.py", "--lengths", "256", "--runs", "1", "--out", str(out)])
     for name, stub in {"is_available": lambda: True, "get_device_name": lambda: "none"}.items():
         monkeypatch.setattr(torch.cuda, name, stub)

@@ -53,6 +53,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/compile_time.py
 	$(BIN)/python benchmarks/extrapolation.py
 	$(BIN)/python benchmarks/long_range.py
+	$(BIN)/python benchmarks/needle.py
+	$(BIN)/python benchmarks/others.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/million.py
 	$(BIN)/python benchmarks/tables.py
 
 clean:

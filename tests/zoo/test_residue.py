@@ -11,11 +11,18 @@ import remixer
 from remixer.errors import NoAttentionError
 from remixer.mixers import LongShort, Toeplitz
 
+# What grows on paper only, by name: strict, so that mending it says so.
+ON_PAPER = {
+    "xmod": "how many rows speak a language depends on the data, and counts as one more length",
+    "layoutlm": "the four sides of a box are captured as one more length",
+}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def case(family: Family) -> object:
     marks = [] if family.quick else [pytest.mark.zoo]
+    if (reason := ON_PAPER.get(family.name)) is not None:
+        marks.append(pytest.mark.xfail(reason=reason, strict=True))
     return pytest.param(family, marks=marks, id=family.name.replace(" ", "_"))
 
 

@@ -16,6 +16,8 @@ KNOWN: Known = {
     ("falcon grouped", "sdpa"): "key heads that are repeated in front of the rotary embedding are not folded",
     ("falcon grouped", "eager"): "key heads that are repeated in front of the rotary embedding are not folded",
     ("aimv2 text", "sdpa"): "refused at capture: the model is causal only beside padding, and always so when traced",
+    ("wav2vec2-conformer rotary", "sdpa"): "its own code keeps the positions of the length that it ran last",
+    ("wav2vec2-conformer rotary", "eager"): "its own code keeps the positions of the length that it ran last",
     ("siglip2 vision", "sdpa"): "its code goes image by image: its graph holds at one batch only",
     ("siglip2 vision", "eager"): "its code goes image by image: its graph holds at one batch only",
 }
@@ -28,7 +30,6 @@ IN_OLDER: Known = dict([
     *every("while it is traced without decoder_attention_mask, its own code makes a mask of a column too many",
            "bart, mbart, pegasus, marian, blenderbot, blenderbot-small, m2m-100, plbart, bigbird-pegasus", "eager"),
     *every("the padding is read twice, by index, at a length of its own", "t5gemma", "sdpa", "eager"),
-    *every("its own code keeps the positions of the length that it ran last", "wav2vec2-conformer rotary", "eager"),
     *every("its own code adds a number to None where no cache is asked for", "imagegpt", "eager"),
     *every("where nothing is padded, its own code lets it look ahead", "doge", "sdpa"),
 ])  # fmt: skip

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.long_short.intervals import BLOCK, Intervals, intervals_of
-from remixer.mixers.long_short.memory import to_multiple
 from remixer.mixers.long_short.sight import Sight, Tokens
 from remixer.mixers.long_short.summaries import log_share
 from remixer.mixers.precision import at_least_float32
@@ -109,8 +108,7 @@ class Columns(NamedTuple):
             coordinate = torch.cat([far, position.int().expand(B, -1), near], 1)
             there.insert(0, found)
         if rank and sight.spec.causal:
-            segments = to_multiple(exist, 1, sight.config.segment).unflatten(1, (-1, sight.config.segment))
-            count = sight.memory.table(segments.sum(-1)).repeat_interleave(rank, 1)
+            count = sight.counts.repeat_interleave(rank, 1)
             there.insert(0, count > 0)
             others = intervals.kind.shape[0] - intervals.summaries
             share = F.pad(log_share(count, rank, sight.config.counted, 0.0, wide), (0, others))

@@ -131,6 +131,11 @@ class Memory:
         return torch.cat(levels, 1)
 
 
+def existing_in_segments(exist: Tensor, segment: int) -> Tensor:
+    """(B, T) bool to (B, segments), how many tokens of each segment exist."""
+    return to_multiple(exist, 1, segment).unflatten(1, (-1, segment)).sum(-1)
+
+
 def pairs(nodes: Tensor, dim: int, fill: float = 0.0) -> Tensor:
     """The nodes of a level as (..., nodes of the next level, 2, ...), what is missing being filled up.
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
-from remixer.mixers.long_short.memory import MOST_LEVELS, Memory, pairs, to_multiple
+from remixer.mixers.long_short.memory import MOST_LEVELS, Memory, existing_in_segments, pairs, to_multiple
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.spec import AttentionSpec
 
@@ -66,8 +66,7 @@ class Tree:
         boxes = [to_multiple(both, 2, segment, least).unflatten(2, (-1, segment)).amax(3)]
         for _ in range(1, memory.levels):
             boxes.append(pairs(boxes[-1], 2, least).amax(3))
-        count = to_multiple(exist, 1, segment).unflatten(1, (-1, segment)).sum(-1)
-        return cls(torch.cat(boxes, 2), memory.table(count), memory)
+        return cls(torch.cat(boxes, 2), memory.table(existing_in_segments(exist, segment)), memory)
 
 
 def tree_memory(segments: int, retrieve: int) -> Memory:

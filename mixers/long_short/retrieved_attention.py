@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.long_short.joint_attention import hidden_score
-from remixer.mixers.long_short.memory import to_multiple
 from remixer.mixers.long_short.retrieval import Chosen
 from remixer.mixers.long_short.sight import Sight
 from remixer.mixers.offset_bias import existing_places
@@ -112,11 +111,8 @@ def _stood_for(sight: Sight, segments: Tensor, counted: Tensor, first: int, stop
 
 def _share_left(sight: Sight, stood: Tensor, served: Tensor, first: int, stop: int, dtype: torch.dtype) -> Tensor:
     """The logarithm of what is left of each summary's count for those who read the chosen tokens themselves."""
-    config, exist = sight.config, sight.exist
     if sight.spec.causal:
-        memory = sight.memory
-        count = to_multiple(exist, 1, config.segment).unflatten(1, (-1, config.segment)).sum(-1)
-        behind = memory.table(count)[:, memory.places(sight.nodes(first, stop))][:, None, :, None]
+        behind = sight.counts[:, sight.memory.places(sight.nodes(first, stop))][:, None, :, None]
     else:
         behind = sight.stand_for(first, stop)[:, None, :, None]  # (B or 1, 1, tiles, 1, 1)
     left = (behind - stood).clamp(min=0)

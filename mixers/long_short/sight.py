@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from remixer.mixers.long_short.joint_attention import hidden_score
-from remixer.mixers.long_short.memory import Memory, to_multiple
+from remixer.mixers.long_short.memory import Memory, existing_in_segments
 from remixer.mixers.long_short.sinks import first_existing, gather_tokens
 from remixer.mixers.long_short.summaries import log_share
 from remixer.mixers.long_short.windows import Tiling
@@ -57,6 +57,8 @@ class Sight:
         sinks: (B or 1, sinks) positions and whether there is such a token, or None.
         rank: summaries of the sequence, or of every segment if causal; 0 for none.
         align: causal windows start at a multiple of so many tokens.
+        counts: (B or 1, nodes), how many tokens of each causal summary exist, in the order of the memory's table;
+            empty if there are none.
     """
 
     spec: AttentionSpec
@@ -66,17 +68,22 @@ class Sight:
     sinks: tuple[Tensor, Tensor] | None
     rank: int
     align: int
+    counts: Tensor
 
     @classmethod
     def of(cls, spec: AttentionSpec, config: Any, exist: Tensor, sinks: int, rank: int, align: int) -> Sight:
         """The sight of a sequence; a window that covers it needs one tile and no sinks."""
         T, w = exist.shape[1], config.window
+        counts = exist[:, :0]
+        if spec.causal and rank:
+            counts = _memory(config, T).table(existing_in_segments(exist, config.segment))
         if w >= T:
-            return cls(spec, config, Tiling(T, 0, 0), exist, None, rank, align)
+            return cls(spec, config, Tiling(T, 0, 0), exist, None, rank, align, counts)
         tiling = Tiling(w, w // 2, w // 2)
         if spec.causal:
             tiling = Tiling(w, w + (align - 1 if w % align else 0), 0)
-        return cls(spec, config, tiling, exist, first_existing(exist, sinks) if sinks else None, rank, align)
+        first = first_existing(exist, sinks) if sinks else None
+        return cls(spec, config, tiling, exist, first, rank, align, counts)
 
     def bias(self, first: int, stop: int, dtype: torch.dtype) -> Tensor:
         """What is added to the scores of every column, hidden ones included.
@@ -157,8 +164,7 @@ class Sight:
     @property
     def memory(self) -> Memory:
         """Which summaries causal queries see."""
-        segments = -(-self.exist.shape[1] // self.config.segment)
-        return Memory.of(self.config.memory, self.config.per_size, segments)
+        return _memory(self.config, self.exist.shape[1])
 
     @property
     def summaries(self) -> int:
@@ -224,9 +230,8 @@ class Sight:
         return -(-(self.tiling.length - 1) // self.config.segment)
 
     def _before(self, first: int, stop: int) -> Tensor:
-        """(tiles, length), how many whole segments lie before each query's window."""
-        start = self.tiling.positions(first, stop, self.exist.device) - self.config.window + 1
-        return start.div(self.config.segment, rounding_mode="floor")
+        """(tiles, length), how many whole segments lie before each query's window, which starts where one does."""
+        return self.start(first, stop).div(self.config.segment, rounding_mode="floor")
 
     def nodes(self, first: int, stop: int) -> list[Tensor]:
         """(tiles, columns) of each level of the memory, the summaries that tiles hold; some may not exist."""
@@ -235,11 +240,15 @@ class Sight:
     def _node_scores(self, first: int, stop: int, hidden: float, dtype: torch.dtype) -> Tensor:
         """(B or 1, tiles, length, columns * rank), of causal summaries."""
         memory, nodes = self.memory, self.nodes(first, stop)
-        count = to_multiple(self.exist, 1, self.config.segment).unflatten(1, (-1, self.config.segment)).sum(-1)
-        share = log_share(memory.table(count), self.rank, self.config.counted, hidden, dtype)
+        share = log_share(self.counts, self.rank, self.config.counted, hidden, dtype)
         seen = memory.seen(nodes, self._before(first, stop))
         scores = share[:, memory.places(nodes)][:, :, None].masked_fill(~seen, hidden)
         return scores.repeat_interleave(self.rank, -1)
+
+
+def _memory(config: Any, tokens: int) -> Memory:
+    """Which summaries causal queries of so many tokens see."""
+    return Memory.of(config.memory, config.per_size, -(-tokens // config.segment))
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from alone import alone, grown_bytes
 from machine import describe
 from peers import PEERS, call_of, rates, steady_seconds, work_of
 from rich.console import Console
@@ -28,24 +27,13 @@ from rich.table import Table
 TARGETS = {"toeplitz": {1024: 8, 4096: 25, 16384: 60}, "long_short": {1024: 2, 4096: 8, 16384: 25}}
 
 
-def peak_bytes(name: str, causal: bool, length: int, threads: int) -> int:
-    """By how much a process grows at most during its first two forward passes, in a process of its own."""
-    case = [name, str(int(causal)), str(length), str(threads)]
-    command = [sys.executable, __file__, "--measure-memory", *case]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
 def print_memory(name: str, causal: str, length: str, threads: str) -> None:
-    """What `peak_bytes` starts."""
+    """By how many bytes a process grows at most during its first two forward passes."""
     torch.set_num_threads(int(threads))
     with torch.no_grad():
         call_of(name, bool(int(causal)), 256)()  # libraries that load themselves late
         call = call_of(name, bool(int(causal)), int(length))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        call()
-        call()
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((after - before) * 1024)
+        print(grown_bytes(lambda: (call(), call())))
 
 
 def measure(options: argparse.Namespace, progress: Progress) -> list[dict[str, Any]]:
@@ -79,7 +67,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> list[dict[str, A
                 if not causal and length in TARGETS.get(name, {}):
                     row["target"] = TARGETS[name][length]
                 if options.memory:
-                    row["peak_bytes"] = peak_bytes(name, causal, length, options.threads)
+                    row["peak_bytes"] = alone(__file__, "--measure-memory", name, int(causal), length, options.threads)
                 rows.append(row)
     return rows
 

@@ -12,24 +12,23 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import resource
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from alone import alone, grown_bytes
 from machine import describe
 from peers import HEAD_DIM, HEADS, RANK, WIDTH, WINDOW, steady_seconds
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from straightforward import StraightforwardLongShort, StraightforwardToeplitz
-from torch import Tensor, nn
+from torch import Tensor
 
-from remixer.mixers import AttentionSpec, LongShort, LongShortMixer, Toeplitz, ToeplitzMixer
+from remixer.mixers import AttentionSpec, LongShort, LongShortAttention, LongShortMixer, Toeplitz, ToeplitzMixer
 from remixer.testing import assert_close
 
 GOAL = 1.5  # times faster than any of them, at least
@@ -44,20 +43,6 @@ PAIRS = {
 }
 
 
-class Layer(nn.Module):
-    """Projections around a Long-Short mixer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.project, self.out = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH)
-        self.mixer = LongShortMixer(SPEC, PUBLISHED)
-
-    def forward(self, source: Tensor) -> Tensor:
-        """(B, T, C) to the same."""
-        query, key, value = self.project(source).unflatten(2, (3, HEADS, HEAD_DIM)).permute(2, 0, 3, 1, 4)
-        return self.out(self.mixer(query, key, value, source=source).transpose(1, 2).flatten(2))
-
-
 def peer(name: str, length: int, training: bool) -> tuple[Callable[..., Tensor], list[Tensor]]:
     """A module and random operands."""
     torch.manual_seed(0)
@@ -70,12 +55,12 @@ def peer(name: str, length: int, training: bool) -> tuple[Callable[..., Tensor],
             return lambda value: mixer(value=value), operands[2:]
         return StraightforwardToeplitz(mixer), operands[2:]
     if name == "long_short layer":
-        return Layer(), [source]
+        return LongShortAttention(WIDTH, HEADS, PUBLISHED, bias=False), [source]
     if name == "long-short-transformer":
-        from long_short_transformer.long_short_transformer import LongShortAttention  # type: ignore[import-not-found]
+        from long_short_transformer import long_short_transformer as published  # type: ignore[import-not-found]
 
         options = {"dim": WIDTH, "heads": HEADS, "dim_head": HEAD_DIM, "causal": False, "window_size": WINDOW}
-        return LongShortAttention(**options, segment_size=None, r=RANK), [source]
+        return published.LongShortAttention(**options, segment_size=None, r=RANK), [source]
     mixer = LongShortMixer(SPEC, PUBLISHED)
     if name == "long_short":
         return lambda q, k, v, x: mixer(q, k, v, source=x), [*operands, source]
@@ -116,16 +101,13 @@ def print_one(name: str, length: str, backward: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
     call_of(name, 512, backward=bool(int(backward)))()
     call = call_of(name, int(length), backward=bool(int(backward)))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    call()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": steady_seconds(call, int(threads)), "bytes": (after - before) * 1024}))
+    grown = grown_bytes(call)
+    print(json.dumps({"seconds": steady_seconds(call, int(threads)), "bytes": grown}))
 
 
 def in_own_process(name: str, length: int, backward: bool, threads: int) -> dict[str, float]:
     """What `print_one` says."""
-    command = [sys.executable, __file__, "--one", name, str(length), str(int(backward)), str(threads)]
-    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found: dict[str, float] = alone(__file__, "--one", name, length, int(backward), threads)
     return found
 
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from alone import alone, grown_bytes
 from machine import describe
 from peers import HEAD_DIM, HEADS, build, steady_seconds
 from rich.console import Console
@@ -63,9 +62,7 @@ def call_of(name: str, length: int, *, backward: bool) -> Callable[[], object]:
 
 def in_own_process(name: str, length: int, backward: bool, threads: int) -> dict[str, float]:
     """Seconds of one pass and by how many bytes it grows a process at most."""
-    case = [name, str(length), str(int(backward)), str(threads)]
-    command = [sys.executable, __file__, "--one", *case]
-    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found: dict[str, float] = alone(__file__, "--one", name, length, int(backward), threads)
     return found
 
 
@@ -75,11 +72,9 @@ def print_one(name: str, length: str, backward: str, threads: str) -> None:
     with torch.set_grad_enabled(bool(int(backward))):
         call_of(name, 512, backward=bool(int(backward)))()  # libraries that load themselves late
         call = call_of(name, int(length), backward=bool(int(backward)))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        call()
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        grown = grown_bytes(call)
         took = steady_seconds(call, int(threads))
-    print(json.dumps({"seconds": took, "bytes": (after - before) * 1024}))
+    print(json.dumps({"seconds": took, "bytes": grown}))
 
 
 def growth(options: argparse.Namespace, progress: Progress) -> list[dict[str, Any]]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import sys
+import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from remixer.rewrite.agreement import difference, first_line, mode
 from remixer.rewrite.dropout import is_random
-from remixer.rewrite.elsewhere import disagreements
+from remixer.rewrite.elsewhere import disagreements, runs_longer
 from remixer.rewrite.errors import CaptureError
 from remixer.rewrite.exported import program_of
 from remixer.rewrite.inputs import (
@@ -65,8 +70,12 @@ def capture(model: nn.Module | ExportedProgram, inputs: Inputs | None = None) ->
     return _agreeing(model, call, frozenset())
 
 
-def _agreeing(model: nn.Module, call: Call, fixed: frozenset[Aspect]) -> Program:
-    """The program, dynamic in all but what is fixed or has to be: a graph may hold at its example's sizes only."""
+def _agreeing(model: nn.Module, call: Call, fixed: frozenset[Aspect], *, again: bool = False) -> Program:
+    """The program, dynamic in all but what is fixed or has to be: a graph may hold at its example's sizes only.
+
+    Models that keep what they made for the length they ran last are traced with it at that length. So where
+    lengths disagree, it is tried `again` first, after the runs at other lengths that found it out.
+    """
     wanted = call if "batch" in fixed else two_rows(call)
     program = _in_training(model, call, wanted, fixed)
     if isinstance(program, str):
@@ -74,7 +83,9 @@ def _agreeing(model: nn.Module, call: Call, fixed: frozenset[Aspect]) -> Program
         if (told := difference(model, program.graph_module, wanted)) is not None:
             raise CaptureError(f"the captured graph gives other outputs than {type(model).__name__}: {told}")
         program = replace(program, notes=(note,)).with_graph_module(program.graph_module)
-    found = disagreements(model, program)
+    found = disagreements(model, program, further=again)
+    if not again and ("length" in found or ("length" not in fixed and runs_longer(model, program))):
+        return _agreeing(model, call, fixed, again=True)
     if not found:
         return program
     name = type(model).__name__
@@ -87,7 +98,7 @@ def _agreeing(model: nn.Module, call: Call, fixed: frozenset[Aspect]) -> Program
     if found.keys() & fixed:
         told = next(iter(found.values()))
         raise CaptureError(f"the captured graph gives other outputs than {name} at other sizes: {told}")
-    return _agreeing(model, call, fixed.union(aspect for aspect in found if aspect))
+    return _agreeing(model, call, fixed.union(aspect for aspect in found if aspect), again=again)
 
 
 def _in_training(model: nn.Module, call: Call, wanted: Call, fixed: frozenset[Aspect]) -> Program | str:
@@ -96,8 +107,8 @@ def _in_training(model: nn.Module, call: Call, wanted: Call, fixed: frozenset[As
     In training, attention code keeps its dropout probability, which an eval export loses.
     """
     try:
-        program = _captured(model, call, wanted, fixed, training=True)
-    except CaptureError:
+        program = _exported(model, call, wanted, fixed, training=True)
+    except Exception:  # as in _captured; eval comes next, or says why not
         return f"torch.export refuses the model in training: {_IN_EVAL}"
     if any(map(is_random, program.graph.nodes)):
         return f"training draws random numbers other than dropout: {_IN_EVAL}"
@@ -107,15 +118,32 @@ def _in_training(model: nn.Module, call: Call, wanted: Call, fixed: frozenset[As
 
 
 def _captured(model: nn.Module, call: Call, wanted: Call, fixed: frozenset[Aspect], *, training: bool) -> Program:
-    full = args, kwargs = without_cache(model, wanted)
     try:
-        with mode(model, training), torch.no_grad():
-            shapes = _all_dynamic(inspect.signature(model.forward), args, kwargs, fixed)
-            exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        return _exported(model, call, wanted, fixed, training=training)
     except Exception as error:  # whatever the model's own code raises comes out here
-        raise CaptureError(_refusal(model, full, error)) from error
+        raise CaptureError(_refusal(model, without_cache(model, wanted), error)) from error
+
+
+def _exported(model: nn.Module, call: Call, wanted: Call, fixed: frozenset[Aspect], *, training: bool) -> Program:
+    """What torch.export makes of a model; it raises whatever torch or the model's own code does."""
+    args, kwargs = without_cache(model, wanted)
+    with mode(model, training), torch.no_grad(), _quiet():
+        shapes = _all_dynamic(inspect.signature(model.forward), args, kwargs, fixed)
+        exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     added = set(kwargs) - set(wanted[1])
     return program_of(exported, wanted, added=added, asked=call, fixed=fixed, training=training)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch from printing the half-made graph of a model that it refuses, which may be 100 pages.
+
+    And from warning of tensors that the model keeps for its next run: torch.export puts back what was there.
+    """
+    with contextlib.redirect_stderr(io.StringIO()) as printed, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"The tensor attributes? self\S* .* assigned during export", UserWarning)
+        yield
+    sys.stderr.write(printed.getvalue())
 
 
 def _all_dynamic(

@@ -12,60 +12,66 @@ from torch import Tensor, nn
 from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
-from remixer.rewrite.agreement import NotRunError, difference
-from remixer.rewrite.inputs import Aspect, Call
+from remixer.rewrite.agreement import NotRunError, difference, mode
+from remixer.rewrite.inputs import Aspect, Call, aspect_of, without_cache
 from remixer.rewrite.program import Program, shape_of
 
 Sizes = dict[sympy.Symbol, int]
 _SOLVED = sympy.Symbol("solved")
 
 
-def disagreements(model: nn.Module, program: Program) -> dict[Aspect | None, str]:
+def disagreements(model: nn.Module, program: Program, *, further: bool = False) -> dict[Aspect | None, str]:
     """What of the inputs has to change for the graph to differ from its model, and how it differs then.
 
     Masks hide nothing in these runs: code that leaves out such a mask is often not what is traced. The key
     None stands for that alone. Sizes at which the model itself raises tell nothing.
 
+    Args:
+        model: runs beside the graph.
+        program: its capture.
+        further: try longer lengths than were tried before, which the model may have kept something for.
+
     Returns:
         Empty where all that was tried agrees.
     """
-    with contextlib.suppress(NotRunError):
-        if _differs(model, program, ("batch", "length")) is None:
-            return {}
+    told, ran = _differs(model, program, ("batch", "length"), further)
+    if ran and told is None:
+        return {}
     alone: tuple[tuple[Aspect, ...], ...] = ((), ("batch",), ("length",))
     found: dict[Aspect | None, str] = {}
     for aspects in alone:
-        with contextlib.suppress(NotRunError):
-            if (told := _differs(model, program, aspects)) is not None:
-                found[aspects[0] if aspects else None] = told
+        told, _ = _differs(model, program, aspects, further)
+        if told is not None:
+            found[aspects[0] if aspects else None] = told
         if None in found:
             break
     return found
 
 
-def _differs(model: nn.Module, program: Program, aspects: Collection[Aspect]) -> str | None:
-    """How the two differ where these aspects are changed, or None; NotRunError where the model can't be run so."""
-    try:
-        return difference(model, program.graph_module, elsewhere(program, aspects))
-    except NotRunError:
-        if "length" not in aspects:
-            raise
-    return difference(model, program.graph_module, elsewhere(program, aspects, longer=True))
+def _differs(model: nn.Module, program: Program, aspects: Collection[Aspect], further: bool) -> tuple[str | None, bool]:
+    """How the two differ where these aspects are changed, or None; and whether the model could be run so at all.
+
+    Lengths are made shorter and longer: a graph may hold a table that was made for the example's length.
+    """
+    ran = False
+    for longer in (0, 2 if further else 1) if "length" in aspects else (0,):
+        with contextlib.suppress(NotRunError):
+            told = difference(model, program.graph_module, elsewhere(program, aspects, longer=longer))
+            if told is not None:
+                return told, True
+            ran = True
+    return None, ran
 
 
-def elsewhere(program: Program, aspects: Collection[Aspect], *, longer: bool = False) -> Call:
+def elsewhere(program: Program, aspects: Collection[Aspect], *, longer: int = 0) -> Call:
     """A program's example at other sizes, its rows and tokens repeated or cut off, and with nothing masked.
 
     Args:
         program: the capture.
         aspects: which symbols get another size.
-        longer: make lengths longer, not shorter.
+        longer: make lengths longer by so many halves; 0 makes them shorter.
     """
-    args, kwargs = program.args, dict(program.kwargs)
-    codegen = program.graph._codegen
-    if isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.in_spec is not None:
-        kwargs = {name: kwargs[name] for name in codegen.pytree_info.in_spec.child(1).context or ()}
-    leaves, structure = pytree.tree_flatten((args, kwargs))
+    leaves, structure = pytree.tree_flatten(_example(program))
     shapes = [shape_of(node) or () for node in program.graph.find_nodes(op="placeholder")]
     sizes: Sizes = {}
     for leaf, shape in zip(leaves, shapes, strict=True):
@@ -75,6 +81,39 @@ def elsewhere(program: Program, aspects: Collection[Aspect], *, longer: bool = F
     fitted = [_fitted(leaf, shape, sizes) for leaf, shape in zip(leaves, shapes, strict=True)]
     call: Call = pytree.tree_unflatten(fitted, structure)
     return call
+
+
+def runs_longer(model: nn.Module, program: Program) -> bool:
+    """Whether the model itself runs where each length that its capture fixed is longer by half.
+
+    Then the capture may have fixed it for what the model kept of an earlier run, and the model now keeps another.
+    """
+    held = {(one.input, one.dim) for one in program.static if aspect_of(one.dim) == "length" and one.size > 1}
+    if not held:
+        return False
+    leaves, structure = pytree.tree_flatten(_example(program))
+    longer = []
+    for leaf, node in zip(leaves, program.graph.find_nodes(op="placeholder"), strict=True):
+        for dim, size in enumerate(getattr(leaf, "shape", ())):
+            if (str(node.target), dim) in held:
+                leaf = _resized(leaf, dim, size + max(1, size // 2))
+        longer.append(leaf)
+    args, kwargs = without_cache(model, pytree.tree_unflatten(longer, structure))
+    with torch.no_grad(), mode(model, False):
+        try:
+            model(*args, **kwargs)
+        except Exception:  # the model's own code may raise anything
+            return False
+    return True
+
+
+def _example(program: Program) -> Call:
+    """A program's example, its named inputs in the graph's order."""
+    args, kwargs = program.args, dict(program.kwargs)
+    codegen = program.graph._codegen
+    if isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.in_spec is not None:
+        kwargs = {name: kwargs[name] for name in codegen.pytree_info.in_spec.child(1).context or ()}
+    return args, kwargs
 
 
 def _solved(expression: sympy.Expr, size: int) -> Sizes:
@@ -87,13 +126,13 @@ def _solved(expression: sympy.Expr, size: int) -> Sizes:
     return {symbol: int(found[0])} if len(found) == 1 and found[0].is_Integer else {}
 
 
-def _changed(program: Program, symbol: sympy.Symbol, size: int, aspects: Collection[Aspect], longer: bool) -> int:
+def _changed(program: Program, symbol: sympy.Symbol, size: int, aspects: Collection[Aspect], longer: int) -> int:
     if symbol in program.batch:
         other = size + 1 if "batch" in aspects else size
     elif "length" not in aspects:
         return size
     else:
-        other = size + max(1, size // 2) if longer else size - max(1, size // 3)
+        other = size + longer * max(1, size // 2) if longer else size - max(1, size // 3)
     smallest, largest = program.limits.get(symbol, (2, None))
     return max(smallest, 2, other if largest is None else min(other, largest))
 
@@ -107,6 +146,10 @@ def _fitted(leaf: Any, shape: tuple[sympy.Expr, ...], sizes: Sizes) -> Any:
     for dim, expression in enumerate(shape):
         size = sympy.sympify(expression.xreplace(sizes))
         if expression.free_symbols and size.is_Integer:
-            places = torch.arange(int(size), device=leaf.device) % leaf.shape[dim]
-            leaf = leaf.index_select(dim, places)
+            leaf = _resized(leaf, dim, int(size))
     return leaf
+
+
+def _resized(leaf: Tensor, dim: int, size: int) -> Tensor:
+    """A dimension cut off at a size, or repeated up to it."""
+    return leaf.index_select(dim, torch.arange(size, device=leaf.device) % leaf.shape[dim])

@@ -382,3 +382,49 @@ def test_sizes_that_the_model_refuses_tell_nothing():
             return x * 2
 
     assert capture(Short(), (torch.randn(2, 6, 4),)).static == ()
+
+
+class Keeping(nn.Module):
+    """Positions that are kept for the length that it ran last, as rotary embeddings are in some models."""
+
+    def __init__(self, stride=1, longest=False):
+        super().__init__()
+        self.length, self.kept, self.stride, self.longest = None, None, stride, longest
+
+    def forward(self, x):
+        x = x[:, :: self.stride]
+        length = x.shape[1]
+        if self.length is None or (length > self.length if self.longest else length != self.length):
+            self.length, self.kept = length, torch.arange(length, dtype=x.dtype)
+        return x * self.kept[:length, None]
+
+
+@pytest.mark.parametrize("ran", [None, 6, 9])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_a_model_keeps_of_its_last_run_is_not_in_the_graph(stride, ran):
+    model, x = Keeping(stride), torch.randn(2, 6, 4)
+    if ran:
+        model(x.new_ones(1, ran, 4))
+    program = capture(model, (x,))
+    assert program.static == ()
+    for length in (3, 6, 9, 30):
+        x = torch.randn(1, length, 4)
+        assert_close(program.graph_module(x), Keeping(stride)(x))
+
+
+@pytest.mark.parametrize(("stride", "longest"), [(1, 9), (2, 10)])
+def test_a_table_of_the_longest_run_limits_the_length(stride, longest):
+    model, x = Keeping(stride, longest=True), torch.randn(2, 6, 4)
+    model(x.new_ones(1, 9, 4))
+    program = capture(model, (x,))
+    (length,) = program.length
+    assert program.limits[length][1] == longest
+
+
+def test_a_model_that_export_refuses_in_training_prints_nothing(capfd):
+    class Counting(nn.Module):
+        def forward(self, x):
+            return x * x.sum().item() if self.training and x.sum().item() > 0 else x * 2
+
+    capture(Counting(), (torch.ones(2, 5),))
+    assert capfd.readouterr() == ("", "")

@@ -16,8 +16,6 @@ KNOWN: Known = {
     ("falcon grouped", "sdpa"): "key heads that are repeated in front of the rotary embedding are not folded",
     ("falcon grouped", "eager"): "key heads that are repeated in front of the rotary embedding are not folded",
     ("aimv2 text", "sdpa"): "refused at capture: the model is causal only beside padding, and always so when traced",
-    ("wav2vec2-conformer rotary", "sdpa"): "its own code keeps the positions of the length that it ran last",
-    ("wav2vec2-conformer rotary", "eager"): "its own code keeps the positions of the length that it ran last",
     ("siglip2 vision", "sdpa"): "its code goes image by image: its graph holds at one batch only",
     ("siglip2 vision", "eager"): "its code goes image by image: its graph holds at one batch only",
 }

@@ -13,6 +13,7 @@ from remixer.passes.recognise_attention import RULES, RecogniseAttention
 from remixer.passes.repeat_heads_last import RepeatHeadsLast
 from remixer.passes.select import Selection
 from remixer.passes.settle_writes import SettleWrites
+from remixer.passes.sink_repetitions import SinkRepetitions
 from remixer.passes.substitute import Substitute
 from remixer.passes.sweep import Sweep
 from remixer.rewrite.rule import Rule
@@ -20,7 +21,7 @@ from remixer.rewrite.rule import Rule
 
 def recognition(rules: tuple[Rule, ...] = RULES, watch: Callable[[Result], None] | None = None) -> Pipeline:
     """From a captured program to one in which every attention that was understood is a proven site."""
-    spelling = (SettleWrites(), EinsumToMatmul(), Canonicalise(), RepeatHeadsLast())
+    spelling = (SettleWrites(), EinsumToMatmul(), Canonicalise(), RepeatHeadsLast(), SinkRepetitions())
     return Pipeline((*spelling, RecogniseAttention(rules), ClassifyMasks(), ProveSites()), watch)
 
 

@@ -13,8 +13,6 @@ def every(reason: str, names: str, *forms: str) -> Iterator[tuple[tuple[str, str
 
 
 KNOWN: Known = {
-    ("falcon grouped", "sdpa"): "key heads that are repeated in front of the rotary embedding are not folded",
-    ("falcon grouped", "eager"): "key heads that are repeated in front of the rotary embedding are not folded",
     ("aimv2 text", "sdpa"): "refused at capture: the model is causal only beside padding, and always so when traced",
     ("siglip2 vision", "sdpa"): "its code goes image by image: its graph holds at one batch only",
     ("siglip2 vision", "eager"): "its code goes image by image: its graph holds at one batch only",

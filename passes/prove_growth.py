@@ -48,7 +48,7 @@ def length_symbols(program: Program) -> frozenset[sympy.Symbol]:
 
 def _unit(program: Program, length: frozenset[sympy.Symbol]) -> float:
     degrees = [
-        degree(expression(operand.meta["val"].shape[2]), length)
+        degree(expression(operand.meta["val"].shape[2]), dict.fromkeys(length, 1.0))
         for site in sites_of(program)
         if (operand := site.operand("value")) is not None
     ]

@@ -29,6 +29,7 @@ from remixer.rewrite.inputs import (
     aspect_of,
     check_fits,
     countable_dimensions,
+    lengths_of,
     two_rows,
     without_cache,
 )
@@ -149,10 +150,13 @@ def _quiet() -> Iterator[None]:
 def _all_dynamic(
     signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: frozenset[Aspect]
 ) -> dict[str, Any]:
+    lengths = lengths_of((args, kwargs))
+
     def dynamic(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return None
-        return {dim: Dim.STATIC if aspect_of(dim) in fixed else Dim.AUTO for dim in countable_dimensions(leaf)}
+        countable = countable_dimensions(leaf, lengths)
+        return {dim: Dim.STATIC if aspect_of(dim) in fixed else Dim.AUTO for dim in countable}
 
     shapes: dict[str, Any] = {}
     for name, value in signature.bind(*args, **kwargs).arguments.items():

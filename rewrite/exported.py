@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from remixer.rewrite.cleanup import clean, inline_wrapped
 from remixer.rewrite.errors import CaptureError
-from remixer.rewrite.inputs import Aspect, Call, aspect_of, countable_dimensions
+from remixer.rewrite.inputs import Aspect, Call, aspect_of, countable_dimensions, lengths_of
 from remixer.rewrite.modules import keep_persistence
 from remixer.rewrite.program import Program, StaticDimension, expression, input_symbols, unite
 from remixer.rewrite.vmapped import write_out_vmaps
@@ -123,11 +123,12 @@ def _has_rows(value: Any) -> bool:
 def _static_dimensions(graph: fx.Graph, call: Call, fixed: Collection[Aspect]) -> tuple[StaticDimension, ...]:
     """Batch and length dimensions that did not become symbols."""
     nodes = [node for node in graph.find_nodes(op="placeholder") if isinstance(node.meta.get("val"), torch.Tensor)]
-    sizes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(call) if isinstance(leaf, torch.Tensor)]
+    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, torch.Tensor)]
+    lengths = lengths_of(call)
     found = []
-    for node, shape in zip(nodes, sizes, strict=False):
-        value = node.meta["val"]
-        for dim in countable_dimensions(value):
+    for node, tensor in zip(nodes, tensors, strict=False):
+        value, shape = node.meta["val"], tensor.shape
+        for dim in countable_dimensions(tensor, lengths):
             size = expression(value.shape[dim])
             if not size.is_Integer:  # a SymInt may well stand for a constant
                 continue

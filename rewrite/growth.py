@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -18,7 +18,10 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from remixer.rewrite.match import module_path, source_line
-from remixer.rewrite.program import Program, expression
+from remixer.rewrite.program import Program, expression, shape_of
+
+aten = torch.ops.aten
+_SELECTIONS = {aten.index.Tensor, aten.nonzero.default, aten.masked_select.default}
 
 
 @functools.total_ordering
@@ -97,6 +100,7 @@ class Growth:
 
 
 Inside = Callable[[nn.Module, fx.Node], Order | None]
+Degrees = Mapping[sympy.Symbol, float]  # of each symbol that counts
 
 
 def growth_of(program: Program, length: Iterable[sympy.Symbol] | None = None, inside: Inside | None = None) -> Growth:
@@ -107,7 +111,8 @@ def growth_of(program: Program, length: Iterable[sympy.Symbol] | None = None, in
         length: symbols that count as the length; the program's by default.
         inside: how the work inside a called module grows, or None where the module does nothing.
     """
-    symbols = frozenset(program.length if length is None else length)
+    symbols = dict.fromkeys(program.length if length is None else length, 1.0)
+    symbols |= _selections(program.graph, symbols)
     nodes, unknown = [], []
     for node in program.graph.nodes:
         if node.op in ("output", "get_attr") or (not node.users and node.op == "placeholder"):
@@ -127,10 +132,10 @@ def growth_of(program: Program, length: Iterable[sympy.Symbol] | None = None, in
     return Growth(max((node.worst for node in nodes), default=Order()), tuple(nodes), tuple(unknown))
 
 
-def degree(size: sympy.Basic, symbols: frozenset[sympy.Symbol]) -> float:
+def degree(size: sympy.Basic, symbols: Degrees) -> float:
     """The degree of a size in the length symbols; unbacked symbols (data-dependent sizes) count 1."""
     if isinstance(size, sympy.Symbol):
-        return 1.0 if size in symbols or re.fullmatch(r"u\d+", size.name) else 0.0
+        return symbols.get(size, 1.0 if re.fullmatch(r"u\d+", size.name) else 0.0)
     if not size.args:
         return 0.0
     degrees = [degree(part, symbols) for part in size.args]
@@ -148,11 +153,27 @@ def degree(size: sympy.Basic, symbols: frozenset[sympy.Symbol]) -> float:
     return max(degrees)
 
 
-def _numel(shape: Sequence[int | torch.SymInt], symbols: frozenset[sympy.Symbol]) -> float:
+def _selections(graph: fx.Graph, symbols: Degrees) -> Degrees:
+    """The degree of each data-dependent size that counts chosen entries: at most that of all there are."""
+    found: dict[sympy.Symbol, float] = {}
+    for node in graph.nodes:
+        if node.target not in _SELECTIONS:
+            continue
+        own = {symbol for size in shape_of(node) or () for symbol in size.free_symbols} - symbols.keys() - found.keys()
+        chosen = [value for leaf in node.all_input_nodes if (value := leaf.meta.get("val")) is not None]
+        if node.target is not aten.nonzero.default:
+            chosen = [value for value in chosen if value.dtype is torch.bool]
+        if chosen:
+            most = max(_numel(value.shape, {**symbols, **found}) for value in chosen)
+            found |= {symbol: most for symbol in own if re.fullmatch(r"u\d+", symbol.name)}
+    return found
+
+
+def _numel(shape: Sequence[int | torch.SymInt], symbols: Degrees) -> float:
     return sum(degree(expression(size), symbols) for size in shape)
 
 
-def _work(node: fx.Node, symbols: frozenset[sympy.Symbol]) -> Order:
+def _work(node: fx.Node, symbols: Degrees) -> Order:
     """Operands read, contracted dimensions of products, and log n for transforms."""
     shapes = [
         leaf.meta["val"].shape

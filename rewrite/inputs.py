@@ -34,15 +34,24 @@ def as_call(inputs: Inputs) -> Call:
     raise CaptureError(f"inputs must be a dict by name, a tuple or one tensor, got {type(inputs).__name__}")
 
 
-def countable_dimensions(tensor: torch.Tensor) -> list[int]:
+def lengths_of(call: Call) -> frozenset[int]:
+    """The sizes of a call's second dimensions: of sequences, where they count tokens."""
+    leaves = pytree.tree_leaves(call)
+    return frozenset(int(leaf.shape[1]) for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim() > 1)
+
+
+def countable_dimensions(tensor: torch.Tensor, lengths: frozenset[int]) -> list[int]:
     """The dimensions of an input that count something: rows, tokens, pixels.
 
     The features of (B, T, C) and the channels of (B, C, H, W) floating-point inputs don't: a model's weights
-    fix them.
+    fix them. Nor does the last of three dimensions of whole numbers, such as the four sides of each token's box,
+    unless it is as large as a sequence, as a mask's is.
     """
     dims = list(range(tensor.dim()))
     if tensor.is_floating_point() and tensor.dim() in (3, 4):
         dims.remove(2 if tensor.dim() == 3 else 1)
+    elif tensor.dim() == 3 and tensor.shape[2] not in lengths:
+        dims.remove(2)
     return dims
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.fx.node import map_aggregate
+from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
 from remixer.driver import explain
@@ -22,7 +25,7 @@ from remixer.rewrite.program import Program, shape_of
 from remixer.rewrite.rule import Rule
 from remixer.rewrite.tolerance import TOLERANCE, error_and_limit
 
-__all__ = ["TOLERANCE", "assert_close", "assert_order", "assert_rewrites", "assert_sites", "graph_text"]
+__all__ = ["TOLERANCE", "assert_close", "assert_order", "assert_rewrites", "assert_sites", "graph_text", "peak_memory"]
 
 Model = nn.Module | ExportedProgram
 
@@ -99,6 +102,36 @@ def assert_order(model: fx.GraphModule | Program, at_most: str) -> None:
     if grown.order > Order.parse(at_most):
         nodes = "\n".join(f"  {node.node} {node.shape} at {node.path or 'the top'}" for node in grown.to_blame())
         raise AssertionError(f"grows as {grown.order}, at most {at_most} was asked for:\n{nodes}")
+
+
+def peak_memory(module: nn.Module, *args: Any, **kwargs: Any) -> int:
+    """The most bytes that a forward pass on the CPU holds at a time, beyond its inputs and weights.
+
+    What the proof of growth says can be held against it at two lengths. What runs is a copy, in a thread of its
+    own, so that nothing is left of earlier runs.
+
+    Args:
+        module: is called without gradients.
+        args: its inputs.
+        kwargs: its inputs by name.
+
+    Example:
+        >>> peak_memory(nn.Linear(16, 4), torch.zeros(100, 16))
+        1600
+    """
+    found: list[int] = []
+    module = copy.deepcopy(module)
+
+    def run() -> None:
+        with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            module(*args, **kwargs)
+        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+        held = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+        found.append(int(held.cumsum(0).max()))
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
+    return found[0]
 
 
 def assert_rewrites(

@@ -1,16 +1,12 @@
 """No quadratic residue: what the proof of growth says after a rewrite, and what the allocator says."""
 
-import copy
-import threading
-
 import pytest
 import torch
 import transformers
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 import remixer
-from remixer.testing import assert_order
+from remixer.testing import assert_order, peak_memory
 
 LONG = 4096
 LOWEST = torch.finfo(torch.float32).min
@@ -97,26 +93,9 @@ MODELS = {
 }
 
 
-def peak(model, inputs):
-    """The most bytes that a forward pass holds beyond what it found, in a thread with no buffers of its own."""
-    found = []
-
-    def run():
-        with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            model(**inputs)
-        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-        held = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
-        found.append(int(held.cumsum(0).max()))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return found[0]
-
-
 def growth(model, make, short):
     """How many times the memory that four times the length takes."""
-    return peak(copy.deepcopy(model), make(4 * short)) / peak(copy.deepcopy(model), make(short))
+    return peak_memory(model, **make(4 * short)) / peak_memory(model, **make(short))
 
 
 # The others take their time: they run with the slow tests.

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from remixer.passes.fused_attention import FusedAttention
-from remixer.testing import TOLERANCE, assert_close, assert_rewrites, assert_sites
+from remixer.testing import TOLERANCE, assert_close, assert_rewrites, assert_sites, peak_memory
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -60,3 +60,24 @@ def test_assert_rewrites_counts_and_compares_graphs():
         assert_rewrites(Fused(), Fused(), FusedAttention(), inputs=inputs)
     with pytest.raises(AssertionError, match="no miss says 'nonsense'"):
         assert_rewrites(Fused(), None, FusedAttention(), inputs=inputs, misses="nonsense")
+
+
+def test_peak_memory_is_what_is_held_at_once_and_nothing_of_earlier_runs():
+    class Table(nn.Module):
+        kept = None
+
+        def forward(self, x, twice=False):
+            if self.kept is None:
+                self.kept = torch.zeros(1000)
+            y = x + 1
+            return y * 2 if twice else y
+
+    model, x = Table(), torch.zeros(500)
+    model(x)
+    for held, found in [
+        (1500, peak_memory(Table(), x)),
+        (500, peak_memory(model, x)),
+        (500, peak_memory(model, x)),
+        (1000, peak_memory(model, x, twice=True)),
+    ]:
+        assert found == pytest.approx(4 * held, abs=64)  # numbers are tensors too

@@ -428,3 +428,19 @@ def test_a_model_that_export_refuses_in_training_prints_nothing(capfd):
 
     capture(Counting(), (torch.ones(2, 5),))
     assert capfd.readouterr() == ("", "")
+
+
+class Boxed(nn.Module):
+    def forward(self, ids, extra):
+        return ids * extra.sum(-1)
+
+
+@pytest.mark.parametrize(("last", "counts"), [(4, False), (7, True)])
+def test_the_sides_of_a_box_are_no_length(last, counts):
+    program = capture(Boxed(), (ids(), torch.ones(2, 7, last, dtype=torch.long)))
+    box = program.graph.find_nodes(op="placeholder")[1].meta["val"]
+    assert isinstance(box.shape[1], torch.SymInt)
+    assert isinstance(box.shape[2], torch.SymInt) == counts
+    assert program.static == ()
+    more = ids(3, 9), torch.ones(3, 9, last, dtype=torch.long)
+    assert_close(program.graph_module(*more), Boxed()(*more))

@@ -87,7 +87,7 @@ def transform_dtype(tokens: int, dtype: torch.dtype) -> torch.dtype:
     A transform's rounding errors go with the largest coefficients, also in rows that see none of these: where
     such rows are divided by their small sums, float32 would be a digit short of the table of tolerances.
     """
-    short = not torch.compiler.is_compiling() and tokens <= 128
+    short = not torch.compiler.is_compiling() and tokens < 256
     return torch.float64 if short else at_least_float32(dtype)
 
 

@@ -1,4 +1,4 @@
-"""Where a mixer may take the shortcuts of plain inference on a CPU."""
+"""Where a mixer may take the shortcuts of plain inference, or of plain training, on a CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ def plain_inference(*tensors: Tensor) -> bool:
     Only then do mixers loop over heads so that what lies between stays in cache, write in place and keep
     results: a graph would be unrolled by the loops, and autograd has to keep every intermediate anyway.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    return not torch.is_grad_enabled() and _plain(*tensors)
+
+
+def plain_training(*tensors: Tensor) -> bool:
+    """Whether these are ordinary CPU tensors, some of which autograd differentiates, and nothing else looks at.
+
+    Only then do mixers bring gradients of their own.
+    """
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors) and _plain(*tensors)
+
+
+def _plain(*tensors: Tensor) -> bool:
+    if torch.compiler.is_compiling():
         return False
     return all(
         type(tensor) in (Tensor, nn.Parameter)

@@ -15,7 +15,7 @@ from remixer.mixers.convolution import transform_length
 from remixer.mixers.frequency_reference import frequency_mixer_reference
 from remixer.mixers.registry import register
 from remixer.mixers.spec import AttentionSpec
-from remixer.mixers.toeplitz_kernel import Kernel
+from remixer.mixers.toeplitz_kernel import Form, Kernel
 from remixer.mixers.toeplitz_operator import OperatorConfig, ToeplitzOperator
 
 
@@ -57,7 +57,7 @@ class FrequencyToeplitzMixer(ToeplitzOperator):
         """The transform of the coefficients: (H, E or 1, T + 1), complex."""
         k = torch.arange(tokens + 1, device=self.encoder.first.weight.device)
         encoded = self.encoder(k.to(self.encoder.dtype) * torch.pi / tokens)
-        encoded = encoded.t().unflatten(0, (-1, self.spec.heads, self.channels))
+        encoded = encoded.unflatten(0, (-1, self.spec.heads, self.channels))
         if self.spec.causal:
             return causal_response(encoded[0])
         inside = (k > 0) & (k < tokens)
@@ -68,14 +68,14 @@ class FrequencyToeplitzMixer(ToeplitzOperator):
         taps = torch.fft.irfft(self.response(tokens), 2 * tokens)  # offsets 0..T-1, one unused, -(T-1)..-1
         past = taps[..., :tokens]
         both = past if self.spec.causal else torch.cat([taps[..., tokens + 1 :], past], -1)
-        return both.masked_fill(self.hidden(self.offsets(tokens)), 0.0)
+        return self.seen(both, self.offsets(tokens), 0.0)
 
-    def _new_kernel(self, tokens: int, dtype: torch.dtype, direct: bool) -> Kernel:
-        if self.spec.windowed or direct or transform_length(tokens) != 2 * tokens:
-            return super()._new_kernel(tokens, dtype, direct)
+    def _new_kernel(self, tokens: int, dtype: torch.dtype, form: Form) -> Kernel:
+        if self.spec.windowed or form == "matrix" or transform_length(tokens) != 2 * tokens:
+            return super()._new_kernel(tokens, dtype, form)
         # Nothing is transformed; `dtype.to_complex()` would break a graph of torch.compile in two.
         response = self.response(tokens).to(torch.complex128 if dtype == torch.float64 else torch.complex64)
-        return Kernel(response, 2 * tokens)
+        return Kernel("spectrum", response, 2 * tokens, self.spec.causal)
 
     def reference(
         self,

@@ -47,17 +47,18 @@ class PositionEncoder(nn.Module):
             offsets: (n,), whole numbers, not scaled.
 
         Returns:
-            (n, out) in `dtype`.
+            (out, n) in `dtype`: a transform reads one coefficient at all offsets.
         """
         device = offsets.device.type
         # Entered only where there is something to switch off, so that exported graphs stay free of it.
         autocast = torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
             hidden = self._linear(self.first, offsets.to(self.dtype)[:, None])
-            for layer in (*self.hidden, self.last):
+            for layer in self.hidden:
                 assert isinstance(layer, nn.Linear)
                 hidden = self._linear(layer, F.relu(simple_rms_norm(hidden)))
-            return hidden
+            weight, bias = self.last.weight.to(self.dtype), self.last.bias.to(self.dtype)
+            return torch.addmm(bias[:, None], weight, F.relu(simple_rms_norm(hidden)).t())
 
     @property
     def most(self) -> float:

@@ -94,11 +94,10 @@ class ToeplitzMixer(ToeplitzOperator):
 
     def _coefficients(self, offsets: Tensor, fade: Tensor) -> Tensor:
         """The coefficients (H, E or 1, offsets), given the logarithm of what they fade by."""
-        encoded = self.encoder(offsets).t().unflatten(0, (self.spec.heads, self.channels))
-        hidden = self.hidden(offsets)
+        encoded = self.encoder(offsets).unflatten(0, (self.spec.heads, self.channels))
         if not self.normalise:
-            return (encoded * fade.exp()).masked_fill(hidden, 0.0)
-        logs = (encoded + fade).masked_fill(hidden, -torch.inf)
+            return self.seen(encoded * fade.exp(), offsets, 0.0)
+        logs = self.seen(encoded + fade, offsets, -torch.inf)
         return (logs - logs.detach().amax(-1, keepdim=True)).exp()  # rows are divided by their sum: any factor will do
 
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:

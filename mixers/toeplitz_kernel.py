@@ -1,29 +1,38 @@
-"""What a Toeplitz mixer multiplies values with: the transform of its coefficients, or for short sequences a matrix."""
+"""What a Toeplitz mixer multiplies values with, in the form that is fastest where it is used."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.convolution import convolve, spectrum_of, toeplitz_matrix, transform_length
+from remixer.mixers.convolution import convolve, spectrum_of, toeplitz_matrix, tokens_of, transform_length
+from remixer.mixers.toeplitz_gradients import product_in_training
+
+Form = Literal["matrix", "spectrum", "coefficients"]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One of two forms of the same operator.
+    """One of three forms of the same operator: matrices for short sequences, coefficients for training on a CPU.
 
     Attributes:
-        weights: the transform of the coefficients, (H, E or 1, length // 2 + 1), complex, or matrices (H, T, T).
-        length: of the transform, None for matrices.
+        form: what the weights are.
+        weights: matrices (H, T, T), the coefficients (H, E or 1, offsets), or their transform (H, E or 1,
+            length // 2 + 1), complex.
+        length: of the transform.
+        causal: whether the offsets are 0..T-1.
         scale: 1 / the sum of every row over all keys (H, E or 1, T), where rows are normalised.
         itself: what every query gives itself (H, 1, E or 1), where rows are normalised.
     """
 
+    form: Form
     weights: Tensor
-    length: int | None
+    length: int
+    causal: bool
     scale: Tensor | None = None
     itself: Tensor | None = None
 
@@ -38,29 +47,33 @@ class Kernel:
             (B, H, T, E or 1).
         """
         values = values.to(self.weights.real.dtype)
-        if self.length is not None:
+        if self.form == "spectrum":
             return convolve(self.weights, values, self.length, scale)
-        mixed = (self.weights.unflatten(0, (values.shape[1], -1)) @ values[:, :, None]).flatten(1, 2)
+        if self.form == "coefficients":
+            mixed = product_in_training(self.weights, values, self.causal)
+        else:
+            mixed = (self.weights.unflatten(0, (values.shape[1], -1)) @ values[:, :, None]).flatten(1, 2)
         return mixed if scale is None else mixed * scale.transpose(1, 2)
 
 
-def kernel_of(coefficients: Tensor, causal: bool, normalise: bool, direct: bool) -> Kernel:
+def kernel_of(coefficients: Tensor, causal: bool, normalise: bool, form: Form) -> Kernel:
     """The kernel with these coefficients, in their precision.
 
     Args:
         coefficients: (H, E or 1, offsets); (H, 1, offsets) for matrices.
         causal: the offsets are 0..T-1, else -(T-1)..T-1.
         normalise: rows will be divided by their sums.
-        direct: as matrices.
+        form: see Kernel.
     """
-    T = coefficients.shape[-1] if causal else (coefficients.shape[-1] + 1) // 2
-    length = None if direct else transform_length(T)
-    if length is None:
+    T = tokens_of(coefficients, causal)
+    length = transform_length(T)
+    weights = coefficients
+    if form == "matrix":
         weights = toeplitz_matrix(coefficients, causal)[:, 0].contiguous()
-    else:
+    elif form == "spectrum":
         weights = spectrum_of(coefficients, length, causal)
     if not normalise:
-        return Kernel(weights, length)
+        return Kernel(form, weights, length, causal)
     middle = 0 if causal else T - 1
     sums = coefficients[..., middle:].cumsum(-1)
     if not causal:
@@ -68,4 +81,4 @@ def kernel_of(coefficients: Tensor, causal: bool, normalise: bool, direct: bool)
     tiny = torch.finfo(coefficients.dtype).tiny
     # A slice: torch.compile would make a graph of its own for every index.
     itself = coefficients[..., middle : middle + 1].clamp(min=tiny).transpose(1, 2)
-    return Kernel(weights, length, sums.clamp(min=tiny).reciprocal(), itself)
+    return Kernel(form, weights, length, causal, sums.clamp(min=tiny).reciprocal(), itself)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, State, Unsupported
 from remixer.mixers.convolution import transform_dtype
-from remixer.mixers.eager import plain_inference
+from remixer.mixers.eager import plain_inference, plain_training
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.gate import Gate
 from remixer.mixers.local_kernel import LocalKernel
@@ -20,7 +20,7 @@ from remixer.mixers.precision import at_least_float32
 from remixer.mixers.recent import Recent
 from remixer.mixers.ring_buffer import empty_ring, step_ring
 from remixer.mixers.spec import AttentionSpec
-from remixer.mixers.toeplitz_kernel import Kernel, kernel_of
+from remixer.mixers.toeplitz_kernel import Form, Kernel, kernel_of
 
 # Up to so many tokens a matrix per head is faster than transforms, and more exact.
 DIRECT_AT_MOST = 128
@@ -113,15 +113,14 @@ class ToeplitzOperator(Mixer):
         first = 0 if self.spec.causal else 1 - tokens
         return torch.arange(first, tokens, device=self.encoder.first.weight.device)
 
-    def hidden(self, offsets: Tensor) -> Tensor:
-        """Which offsets lie outside of the window that the replaced attention saw: (offsets,) bool."""
+    def seen(self, coefficients: Tensor, offsets: Tensor, hidden: float) -> Tensor:
+        """The coefficients (..., offsets), `hidden` outside of the window that the replaced attention saw."""
         left, right = self.spec.window
-        hidden = torch.zeros_like(offsets, dtype=torch.bool)
         if left is not None:
-            hidden = hidden | (offsets > left)
-        if right is not None:
-            hidden = hidden | (offsets < -right)
-        return hidden
+            coefficients = coefficients.masked_fill(offsets > left, hidden)
+        if right is not None and not self.spec.causal:
+            coefficients = coefficients.masked_fill(offsets < -right, hidden)
+        return coefficients
 
     def forward(
         self,
@@ -235,12 +234,12 @@ class ToeplitzOperator(Mixer):
         tokens, dtype = value.shape[2], transform_dtype(value.shape[2], value.dtype)
         parameters = self._parameters_of_kernel()
         if self.training or not plain_inference(value, *parameters):
-            return self._new_kernel(tokens, dtype, direct=False)
+            form: Form = "coefficients" if plain_training(value, *parameters) else "spectrum"
+            return self._new_kernel(tokens, dtype, form)
         # Autocast would round a product of matrices.
         direct = self.channels == 1 and tokens <= DIRECT_AT_MOST and not torch.is_autocast_enabled("cpu")
-        if direct:
-            dtype = at_least_float32(value.dtype)
-        return self._kernels.get((tokens, dtype, direct), parameters, lambda: self._new_kernel(tokens, dtype, direct))
+        form, dtype = ("matrix", at_least_float32(value.dtype)) if direct else ("spectrum", dtype)
+        return self._kernels.get((tokens, dtype, form), parameters, lambda: self._new_kernel(tokens, dtype, form))
 
-    def _new_kernel(self, tokens: int, dtype: torch.dtype, direct: bool) -> Kernel:
-        return kernel_of(self.coefficients(tokens).to(dtype), self.spec.causal, self.normalise, direct)
+    def _new_kernel(self, tokens: int, dtype: torch.dtype, form: Form) -> Kernel:
+        return kernel_of(self.coefficients(tokens).to(dtype), self.spec.causal, self.normalise, form)

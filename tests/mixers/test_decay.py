@@ -61,7 +61,7 @@ def test_a_mixer_learns_one_per_head_and_channel(per):
     mixer = ToeplitzMixer(spec, Toeplitz(decay=0.9, learn_decay=True, per=per, normalise=False)).double()
     assert mixer.decay.raw.shape == (4, 6 if per == "channel" else 1)
     offsets = torch.arange(30)
-    encoded = mixer.encoder(offsets).t().unflatten(0, (4, -1))
+    encoded = mixer.encoder(offsets).unflatten(0, (4, -1))
     assert_close(mixer.coefficients(30).detach(), (encoded * by_hand(0.9, mixer.decay.raw, offsets)).detach())
 
 

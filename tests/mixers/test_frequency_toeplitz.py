@@ -42,7 +42,7 @@ def test_bidirectional_coefficients_have_the_response_that_the_encoder_gives(T):
     response = mixer.response(T).detach()
     assert response.shape == (4, 3, T + 1)
     frequencies = torch.arange(T + 1).double() * torch.pi / T
-    real, imaginary = mixer.encoder(frequencies).detach().t().unflatten(0, (2, 4, 3))
+    real, imaginary = mixer.encoder(frequencies).detach().unflatten(0, (2, 4, 3))
     imaginary[..., [0, -1]] = 0.0
     assert_close(torch.view_as_real(response), torch.stack([real, imaginary], -1))
     assert mixer.coefficients(T).shape == (4, 3, 2 * T - 1)

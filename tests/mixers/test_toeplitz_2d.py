@@ -22,7 +22,7 @@ def gradients(out, operator, value):
 
 
 def coefficient(encoder, k, decay):
-    return encoder(torch.tensor([k]))[0].view(HEADS, CHANNELS) * decay ** abs(k)
+    return encoder(torch.tensor([k]))[:, 0].view(HEADS, CHANNELS) * decay ** abs(k)
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from remixer.rewrite.match import module_path, source_line
 from remixer.rewrite.program import Program, expression, shape_of
+from remixer.rewrite.sizes import letters_of, written_shape
 
 aten = torch.ops.aten
 _SELECTIONS = {aten.index.Tensor, aten.nonzero.default, aten.masked_select.default}
@@ -61,9 +62,10 @@ class Order:
 
 @dataclass(frozen=True)
 class NodeGrowth:
-    """One node: how its value grows, how its work grows, and where it came from."""
+    """One node: how its value grows, how its work grows, and where it came from; the shape as it is written down."""
 
     node: str
+    operator: str
     size: Order
     work: Order
     path: str
@@ -72,7 +74,7 @@ class NodeGrowth:
 
     def __str__(self) -> str:
         place = " at ".join(filter(None, [self.path, self.source]))
-        return f"{self.node} of shape {self.shape}" + (f", in {place}" if place else "")
+        return f"{self.operator} of shape {self.shape}" + (f", in {place}" if place else "")
 
     @property
     def worst(self) -> Order:
@@ -113,6 +115,7 @@ def growth_of(program: Program, length: Iterable[sympy.Symbol] | None = None, in
     """
     symbols = dict.fromkeys(program.length if length is None else length, 1.0)
     symbols |= _selections(program.graph, symbols)
+    letters = letters_of(program)
     nodes, unknown = [], []
     for node in program.graph.nodes:
         if node.op in ("output", "get_attr") or (not node.users and node.op == "placeholder"):
@@ -127,8 +130,8 @@ def growth_of(program: Program, length: Iterable[sympy.Symbol] | None = None, in
         work = max(size, _work(node, symbols))
         if node.op == "call_module" and inside is not None:
             work = max(work, inside(program.graph_module.get_submodule(str(node.target)), node) or Order())
-        shape = " and ".join(f"({', '.join(map(str, leaf.shape))})" for leaf in leaves)
-        nodes.append(NodeGrowth(node.name, size, work, module_path(node), shape, source_line(node)))
+        shape = " and ".join(written_shape(leaf.shape, letters) for leaf in leaves)
+        nodes.append(NodeGrowth(node.name, _operator(node), size, work, module_path(node), shape, source_line(node)))
     return Growth(max((node.worst for node in nodes), default=Order()), tuple(nodes), tuple(unknown))
 
 
@@ -151,6 +154,13 @@ def degree(size: sympy.Basic, symbols: Degrees) -> float:
     if name == "Piecewise":
         return max(degree(branch.args[0], symbols) for branch in size.args)
     return max(degrees)
+
+
+def _operator(node: fx.Node) -> str:
+    """An operator's name, such as `matmul`; a module's or an input's own name."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.name
+    return str(node.target._schema.name).split("::")[-1].strip("_")
 
 
 def _selections(graph: fx.Graph, symbols: Degrees) -> Degrees:

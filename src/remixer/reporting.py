@@ -13,6 +13,7 @@ from remixer.report import PassReport, Report, SiteReport, Status
 from remixer.rewrite.growth import Growth, Order
 from remixer.rewrite.match import Miss, module_path, source_line
 from remixer.rewrite.program import Program
+from remixer.rewrite.sizes import in_letters, letters_of
 
 
 class Steps:
@@ -59,6 +60,7 @@ def report_of(steps: Steps, status: Status) -> Report:
     """The report of what was done so far; `status` is that of understood sites that were not replaced."""
     # Before anything is replaced, each site's canonical form still stands beside what it was read from.
     grown = growth(steps.captured if status == "understood" else steps.program)
+    letters = letters_of(steps.captured)
     now = {site.name: site for site in sites_of(steps.program)}
     before, after = steps.captured.graph_module, steps.program.graph_module
     refused = {miss.site: miss.reason for miss in steps.misses if miss.rule == "Substitute"}
@@ -76,7 +78,7 @@ def report_of(steps: Steps, status: Status) -> Report:
                 site.mixer.config.name if replaced and site else "softmax",
                 site.mixer.config if replaced and site else None,
                 "replaced" if replaced else status,
-                refused.get(name, record.note),
+                in_letters(refused.get(name, record.note), letters),
                 record.error,
                 (_count(before, name), _count(after, name)),
             )
@@ -84,7 +86,8 @@ def report_of(steps: Steps, status: Status) -> Report:
     for name, miss in missed_sites(steps).items():
         source = source_line(miss.node) if miss.node is not None else ""
         counts = (_count(before, name), _count(after, name))
-        sites.append(SiteReport(name, miss.rule, source, "", None, "softmax", None, "missed", str(miss), None, counts))
+        reason = in_letters(str(miss), letters)
+        sites.append(SiteReport(name, miss.rule, source, "", None, "softmax", None, "missed", reason, None, counts))
     return Report(
         steps.model,
         tuple(sites),

@@ -84,6 +84,8 @@ def _agreeing(model: nn.Module, call: Call, fixed: frozenset[Aspect], *, again: 
         if (told := difference(model, program.graph_module, wanted)) is not None:
             raise CaptureError(f"the captured graph gives other outputs than {type(model).__name__}: {told}")
         program = replace(program, notes=(note,)).with_graph_module(program.graph_module)
+    if "batch" not in fixed and _fixes_some_rows(program):
+        return _agreeing(model, call, fixed | {"batch"}, again=again)
     found = disagreements(model, program, further=again)
     if not again and ("length" in found or ("length" not in fixed and runs_longer(model, program))):
         return _agreeing(model, call, fixed, again=True)
@@ -100,6 +102,17 @@ def _agreeing(model: nn.Module, call: Call, fixed: frozenset[Aspect], *, again: 
         told = next(iter(found.values()))
         raise CaptureError(f"the captured graph gives other outputs than {name} at other sizes: {told}")
     return _agreeing(model, call, fixed.union(aspect for aspect in found if aspect), again=again)
+
+
+def _fixes_some_rows(program: Program) -> bool:
+    """Whether the batch of one input is fixed and that of another, as large in the example, is a symbol.
+
+    Code that goes through the rows of one input one by one fixes its batch; the others' has to be the same.
+    """
+    fixed = {one.size for one in program.static if aspect_of(one.dim) == "batch" and one.size > 1}
+    values = [node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")]
+    first = [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.dim()]
+    return any(isinstance(size, torch.SymInt) and size.node.hint in fixed for size in first)
 
 
 def _in_training(model: nn.Module, call: Call, wanted: Call, fixed: frozenset[Aspect]) -> Program | str:

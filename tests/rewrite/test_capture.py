@@ -444,3 +444,14 @@ def test_the_sides_of_a_box_are_no_length(last, counts):
     assert program.static == ()
     more = ids(3, 9), torch.ones(3, 9, last, dtype=torch.long)
     assert_close(program.graph_module(*more), Boxed()(*more))
+
+
+def test_rows_that_are_gone_through_one_by_one_fix_the_batch_of_all_inputs():
+    class OneByOne(nn.Module):
+        def forward(self, x, mask):
+            return torch.stack([row.cumsum(0) for row in x.unbind()]) * mask[..., None]
+
+    x, mask = torch.randn(2, 7, 3), torch.ones(2, 7)
+    program = capture(OneByOne(), (x, mask))
+    assert {(one.input, one.dim, one.size) for one in program.static} == {("x", 0, 2), ("mask", 0, 2)}
+    assert_close(program.graph_module(x[:, :5], mask[:, :5]), OneByOne()(x[:, :5], mask[:, :5]))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import remixer
+from remixer import CaptureError
 from remixer.errors import NoAttentionError
 from remixer.report import SiteReport
 from remixer.testing import assert_close
@@ -24,6 +25,7 @@ class Outcome:
     Attributes:
         understood: attentions that were read, and proven.
         kept: the others, with their reasons.
+        refused: why the model is, if it is.
         expected: how many of each there should be.
         problems: where the report is not what is expected.
         differences: where the rewritten model is not the original.
@@ -31,6 +33,7 @@ class Outcome:
 
     understood: list[SiteReport] = field(default_factory=list)
     kept: list[SiteReport] = field(default_factory=list)
+    refused: str = ""
     expected: tuple[int, int] = (0, 0)
     problems: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -40,18 +43,24 @@ def examine(family: Any, form: str) -> Outcome:
     """Explain a family's model, rewrite it to itself, and run both at sizes not seen at capture."""
     model = family.build(form)
     example = KINDS[family.inputs](model, CAPTURE)
-    small = None
+    small, word = None, family.refused.get(form)
     try:
         small = remixer.remix(model, "softmax", example.kwargs)
         report = small.report
     except NoAttentionError as error:
         report = error.report
+    except CaptureError as error:
+        if word is None or word not in str(error):
+            raise
+        return Outcome(refused=str(error))
     outcome = Outcome(
         [site for site in report.sites if site.spec is not None], [site for site in report.sites if site.spec is None]
     )
     wanted = expected_of(family, form)(model.config)
     outcome.expected = (sum(not one.kept for one in wanted), sum(bool(one.kept) for one in wanted))
     outcome.problems = list(_against(outcome, wanted))
+    if word is not None:
+        outcome.problems.append(f"the model is not refused for {word!r}")
     if small is not None:
         outcome.differences = list(_differences(family, model, small))
     return outcome
@@ -93,6 +102,10 @@ def _differences(family: Any, model: nn.Module, small: nn.Module) -> Iterator[st
     for size in UNSEEN:
         if size.length < family.shortest:
             size = Size(size.rows, family.shortest, size.side)
+        if family.one_batch:
+            if size.rows != CAPTURE.rows and not _is_refused(small, KINDS[family.inputs](model, size)):
+                yield f"{size}: a batch of {size.rows} is not refused"
+            size = Size(CAPTURE.rows, size.length, size.side)
         example = KINDS[family.inputs](model, size)
         with torch.no_grad():
             try:
@@ -100,6 +113,15 @@ def _differences(family: Any, model: nn.Module, small: nn.Module) -> Iterator[st
                 _compare(found, expected, example, size)
             except (AssertionError, RuntimeError, IndexError) as error:
                 yield f"{size}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+
+def _is_refused(small: nn.Module, example: Example) -> bool:
+    """Whether a rewritten model says of its own accord that it doesn't take a batch."""
+    try:
+        small(**example.kwargs)
+    except ValueError as error:
+        return "in dim 0 of" in str(error)
+    return False
 
 
 def _seeded(module: nn.Module, example: Example) -> Any:

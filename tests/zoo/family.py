@@ -5,7 +5,7 @@ never from what remixer says.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,6 +55,9 @@ class Family:
         attentions: from the configuration to what is expected, in the order of execution.
         inputs: what it reads; see `inputs.py`.
         shortest: least length that the model itself takes.
+        one_batch: its own code goes image by image, so that a graph holds at the batch it was captured with; any
+            other must be refused.
+        refused: for forms whose graph, as torch.export traces it, is not the model: a word from the error.
         quick: part of the default suite.
     """
 
@@ -65,6 +68,8 @@ class Family:
     attentions: Expected
     inputs: str = "text"
     shortest: int = 1
+    one_batch: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
     quick: bool = False
 
     @property

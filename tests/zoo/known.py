@@ -12,11 +12,7 @@ def every(reason: str, names: str, *forms: str) -> Iterator[tuple[tuple[str, str
     return (((name, form), reason) for name in names.split(", ") for form in forms)
 
 
-KNOWN: Known = {
-    ("aimv2 text", "sdpa"): "refused at capture: the model is causal only beside padding, and always so when traced",
-    ("siglip2 vision", "sdpa"): "its code goes image by image: its graph holds at one batch only",
-    ("siglip2 vision", "eager"): "its code goes image by image: its graph holds at one batch only",
-}
+KNOWN: Known = {}
 # In transformers 4 only.
 IN_OLDER: Known = dict([
     *every("torch.export can't follow its choice of experts, which depends on data",

@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from remixer.report import SiteReport
+
 FORMS = ("sdpa", "eager")
 ABSENT, MISSING = "-", "not in this version"
 
@@ -31,7 +33,7 @@ class Cell:
     """One family in one form, in words.
 
     Attributes:
-        verdict: "2 recognised", "2 kept", "no attention", "failed".
+        verdict: "2 recognised", "2 kept", "no attention", "refused", "failed".
         computes: what the attentions are, each kind once.
         reasons: why some are kept.
         problems: what is not as expected.
@@ -66,15 +68,21 @@ def _in_words(outcome: Outcome) -> Cell:
     problems = outcome.problems + [f"round trip: {told}" for told in outcome.differences]
     counts = [(len(outcome.understood), "recognised"), (len(outcome.kept), "kept")]
     told = ", ".join(f"{count} {word}" for count, word in counts if count) or "no attention"
+    told = "refused" if outcome.refused else told
     return Cell(
         "failed" if problems else told,
         list(dict.fromkeys(str(site.spec) for site in outcome.understood)),
-        list(dict.fromkeys(re.sub(r" \(at .*", "", site.reason) for site in outcome.kept)),
+        [outcome.refused] if outcome.refused else list(dict.fromkeys(map(_reason, outcome.kept))),
         problems,
         len(outcome.understood),
         len(outcome.kept),
         not outcome.differences if outcome.understood else None,
     )
+
+
+def _reason(site: SiteReport) -> str:
+    """Why a site is kept, without its place."""
+    return re.sub(r" \(at .*", "", site.reason)
 
 
 def all_cells(jobs: int, only: str) -> dict[tuple[str, str], Cell]:
@@ -128,7 +136,8 @@ def page(cells: dict[tuple[str, str], Cell], command: str) -> str:
         "explained and held against what its configuration says; then every attention is raised to the canonical",
         "operator and lowered back, and the result is run beside the original at batches, lengths and paddings that",
         "were not seen at capture. A cell says how many attentions were recognised with the right meaning, or kept",
-        "with the right reason; *failed* cells are listed below with what is wrong.",
+        "with the right reason; where torch.export traces something else than the model computes, the model must be",
+        "*refused*. *Failed* cells are listed below with what is wrong.",
         "",
         f"Made by `{command}` with torch {torch.__version__.split('+')[0]} and transformers "
         f"{transformers.__version__}.",
@@ -149,7 +158,7 @@ def page(cells: dict[tuple[str, str], Cell], command: str) -> str:
             lines.append(f"| {family.name} | {family.model} | {words} | {computes} |")
     reasons = _told(cells, "reasons")
     failed = _told(cells, "problems")
-    lines += ["", "## Why some are kept", "", *(reasons or ["None is."])]
+    lines += ["", "## Why some are kept, or refused", "", *(reasons or ["None is."])]
     lines += ["", "## What fails", "", *(failed or ["Nothing does."])]
     return "\n".join(lines) + "\n"
 

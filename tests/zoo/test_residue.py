@@ -18,11 +18,15 @@ from remixer.testing import peak_memory
 
 SHORT, LONG = Size(1, 1024), Size(1, 4096)
 TABLES = ("max_position_embeddings", "n_positions", "max_source_positions", "max_target_positions")
+# What grows on paper only, by name: strict, so that mending it says so.
+ON_PAPER = {"siglip2 vision": "rows and columns of patches depend on the data: each counts as a length of its own"}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def case(family: Family) -> object:
     marks = [] if family.quick else [pytest.mark.zoo]
+    if (reason := ON_PAPER.get(family.name)) is not None:
+        marks.append(pytest.mark.xfail(reason=reason, strict=True))
     return pytest.param(family, marks=marks, id=family.name.replace(" ", "_"))
 
 
@@ -44,7 +48,7 @@ def takes(model: torch.nn.Module, inputs: dict[str, object]) -> bool:
 @pytest.mark.parametrize("family", [case(family) for family in FAMILIES])
 def test_what_could_be_replaced_leaves_nothing_quadratic(family, monkeypatch):
     form = family.forms[0]
-    if not family.exists or (family.name, form) in KNOWN:
+    if not family.exists or (family.name, form) in KNOWN or form in family.refused:
         pytest.skip(f"not to be had in transformers {transformers.__version__}")
     model = longer(family).build(form)
     make = KINDS[family.inputs]

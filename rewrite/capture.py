@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from remixer.rewrite.agreement import difference, first_line, mode
 from remixer.rewrite.dropout import is_random
-from remixer.rewrite.elsewhere import disagreements, runs_longer
+from remixer.rewrite.elsewhere import differ, disagreements, kept_by, runs_longer
 from remixer.rewrite.errors import CaptureError
 from remixer.rewrite.exported import program_of
 from remixer.rewrite.inputs import (
@@ -68,40 +68,54 @@ def capture(model: nn.Module | ExportedProgram, inputs: Inputs | None = None) ->
         raise CaptureError("capture needs example inputs: a dict by name, a tuple, or one tensor")
     call = as_call(inputs)
     check_fits(model, call)
-    return _agreeing(model, call, frozenset())
+    return _agreeing(model, call)
 
 
-def _agreeing(model: nn.Module, call: Call, fixed: frozenset[Aspect], *, again: bool = False) -> Program:
-    """The program, dynamic in all but what is fixed or has to be: a graph may hold at its example's sizes only.
+def _agreeing(model: nn.Module, call: Call) -> Program:
+    """The program, dynamic in all but what has to be fixed: a graph may hold at its example's sizes only.
 
     Models that keep what they made for the length they ran last are traced with it at that length. So where
-    lengths disagree, it is tried `again` first, after the runs at other lengths that found it out.
+    lengths disagree, such a model is traced again first, after the runs at other lengths that found it out.
     """
+    fixed: frozenset[Aspect] = frozenset()
+    again, note = False, ""
+    while True:
+        program = _traced(model, call, fixed, note)
+        note = program.notes[0] if program.notes else ""
+        if "batch" not in fixed and _fixes_some_rows(program):
+            fixed |= {"batch"}
+            continue
+        before = kept_by(model)
+        found = disagreements(model, program, further=again)
+        longer = "length" in found or ("length" not in fixed and runs_longer(model, program))
+        if longer and not again and differ(before, kept_by(model)):
+            again = True
+            continue
+        if not found:
+            return program
+        name = type(model).__name__
+        if None in found:
+            raise CaptureError(
+                f"the captured graph gives other outputs than {name} where no token is masked: {found[None]}. What to "
+                "try: a model that doesn't leave out masks which hide nothing, in transformers one made with "
+                'attn_implementation="eager"'
+            )
+        if found.keys() & fixed:
+            told = next(iter(found.values()))
+            raise CaptureError(f"the captured graph gives other outputs than {name} at other sizes: {told}")
+        fixed = fixed.union(aspect for aspect in found if aspect)
+
+
+def _traced(model: nn.Module, call: Call, fixed: frozenset[Aspect], note: str) -> Program:
+    """The program as it is in training; in eval if a note says why it can't be had in training, or it then can't."""
     wanted = call if "batch" in fixed else two_rows(call)
-    program = _in_training(model, call, wanted, fixed)
+    program = note or _in_training(model, call, wanted, fixed)
     if isinstance(program, str):
         note, program = program, _captured(model, call, wanted, fixed, training=False)
         if (told := difference(model, program.graph_module, wanted)) is not None:
             raise CaptureError(f"the captured graph gives other outputs than {type(model).__name__}: {told}")
         program = replace(program, notes=(note,)).with_graph_module(program.graph_module)
-    if "batch" not in fixed and _fixes_some_rows(program):
-        return _agreeing(model, call, fixed | {"batch"}, again=again)
-    found = disagreements(model, program, further=again)
-    if not again and ("length" in found or ("length" not in fixed and runs_longer(model, program))):
-        return _agreeing(model, call, fixed, again=True)
-    if not found:
-        return program
-    name = type(model).__name__
-    if None in found:
-        raise CaptureError(
-            f"the captured graph gives other outputs than {name} where no token is masked: {found[None]}. What to try: "
-            "a model that doesn't leave out masks which hide nothing, in transformers one made with "
-            'attn_implementation="eager"'
-        )
-    if found.keys() & fixed:
-        told = next(iter(found.values()))
-        raise CaptureError(f"the captured graph gives other outputs than {name} at other sizes: {told}")
-    return _agreeing(model, call, fixed.union(aspect for aspect in found if aspect), again=again)
+    return program
 
 
 def _fixes_some_rows(program: Program) -> bool:

@@ -107,6 +107,27 @@ def runs_longer(model: nn.Module, program: Program) -> bool:
     return True
 
 
+def kept_by(model: nn.Module) -> list[Any]:
+    """All that a model's modules hold besides parameters: numbers, tables, caches, and what is in these."""
+    found: list[Any] = []
+    own = vars(nn.Module())
+    for module in model.modules():
+        held = {name: value for name, value in vars(module).items() if name not in own} | module._buffers
+        for value in held.values():
+            items = value.values() if isinstance(value, dict) else value
+            found += items if isinstance(items, (list, tuple, set, type({}.values()))) else [items]
+    return found
+
+
+def differ(before: list[Any], after: list[Any]) -> bool:
+    """Whether what a model holds is no longer the same: plain values by value, anything else by identity."""
+    plain = (int, float, str, tuple)
+    pairs = zip(before, after, strict=False)
+    return len(before) != len(after) or any(
+        one is not other and not (isinstance(one, plain) and one == other) for one, other in pairs
+    )
+
+
 def _example(program: Program) -> Call:
     """A program's example, its named inputs in the graph's order."""
     args, kwargs = program.args, dict(program.kwargs)

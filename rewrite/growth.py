@@ -74,7 +74,7 @@ class NodeGrowth:
 
     def __str__(self) -> str:
         place = " at ".join(filter(None, [self.path, self.source]))
-        return f"{self.operator} of shape {self.shape}" + (f", in {place}" if place else "")
+        return f"`{self.operator}` of shape {self.shape}" + (f", in {place}" if place else "")
 
     @property
     def worst(self) -> Order:

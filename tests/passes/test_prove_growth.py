@@ -17,7 +17,7 @@ from remixer.rewrite.growth import Order
 def test_a_program_that_grows_too_fast_is_refused(one_attention, recognised):
     result, _ = recognised(one_attention())
     program = replacement(Selection.of({"*": SoftmaxConfig()}))(result.program).program
-    with pytest.raises(PassError, match=r"the graph grows as n\^2, at most n log n was asked for: mixer of shape \("):
+    with pytest.raises(PassError, match=r"the graph grows as n\^2, at most n log n was asked for: `mixer` of shape \("):
         ProveGrowth()(program)
     assert not ProveGrowth("n^2")(program).modified
 

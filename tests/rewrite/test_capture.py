@@ -446,6 +446,23 @@ def test_the_sides_of_a_box_are_no_length(last, counts):
     assert_close(program.graph_module(*more), Boxed()(*more))
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_only_what_keeps_something_is_traced_again(keeps, monkeypatch):
+    class Fixed(Remembering):
+        kept = 0
+
+        def forward(self, x):
+            if keeps:
+                self.kept += 1
+            return super().forward(x)
+
+    traced = []
+    monkeypatch.setattr(torch.export, "export", lambda *a, f=torch.export.export, **b: traced.append(a) or f(*a, **b))
+    (static,) = capture(Fixed(1), (torch.randn(2, 6, 4),)).static
+    assert (static.dim, static.size) == (1, 6)
+    assert len(traced) == 2 + keeps
+
+
 def test_rows_that_are_gone_through_one_by_one_fix_the_batch_of_all_inputs():
     class OneByOne(nn.Module):
         def forward(self, x, mask):

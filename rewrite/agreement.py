@@ -15,6 +15,7 @@ from remixer.rewrite.inputs import Call, without_cache
 from remixer.rewrite.slices import one_thread
 from remixer.rewrite.tolerance import error_and_limit
 
+_LARGE = 10**7  # parameters from which on a run is worth all threads
 _ADVICE = "What to try: keep what torch.export can't record, such as torch.func.grad, out of the model's forward"
 
 
@@ -51,7 +52,9 @@ def difference(model: nn.Module, graph_module: fx.GraphModule, call: Call) -> st
         NotRunError: the model raises on this call.
     """
     asked = without_cache(model, call)
-    with torch.no_grad(), mode(model, False), one_thread():  # small runs: threads would wait for each other
+    large = sum(parameter.numel() for parameter in model.parameters()) > _LARGE
+    threads = contextlib.nullcontext() if large else one_thread()  # in small runs threads would wait for each other
+    with torch.no_grad(), mode(model, False), threads:
         try:
             expected = pytree.tree_leaves(_seeded(model, asked))
         except Exception as error:  # the model's own code may raise anything

@@ -17,7 +17,7 @@ from remixer.rewrite.inputs import Aspect, Call, aspect_of, without_cache
 from remixer.rewrite.program import Program, shape_of
 
 Sizes = dict[sympy.Symbol, int]
-_LENGTH: Collection[Aspect] = ("length",)
+_LENGTH: list[Aspect] = ["length"]
 _SOLVED = sympy.Symbol("solved")
 
 
@@ -56,7 +56,7 @@ def _differs(model: nn.Module, program: Program, aspects: Collection[Aspect], fu
     """
     ran = False
     for longer in (0, 2 if further else 1) if "length" in aspects else (0,):
-        changed = _LENGTH if longer else aspects  # more rows would only take longer
+        changed: Collection[Aspect] = _LENGTH if longer else aspects  # more rows would only take longer
         with contextlib.suppress(NotRunError):
             told = difference(model, program.graph_module, elsewhere(program, changed, longer=longer))
             if told is not None:

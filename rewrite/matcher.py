@@ -47,7 +47,7 @@ class Matcher:
                 continue
             for user in node.users:
                 if user not in inner:
-                    return Miss(f"{node.name}, inside the match, is also read by {user.name}", user)
+                    return Miss(f"what {word_for(node)} gives is also read by {word_for(user)}", user)
         return None
 
     def _fail(self, match: Match, miss: Miss) -> None:
@@ -189,6 +189,8 @@ def word_for(value: Any) -> str:
     """How reasons call an argument: a node by its operator, anything else by its value."""
     if not isinstance(value, fx.Node):
         return repr(value)
+    if value.op == "output":
+        return "the output"
     return f"{value.name} ({value.op})" if value.op != "call_function" else _target_name(value.target)
 
 

@@ -98,7 +98,7 @@ def test_near_misses(name, one_attention):
 
 def test_weights_that_are_an_output_too_are_kept():
     program = Canonicalise()(capture(AlsoWeights(), (torch.randn(2, 9, 16),))).program
-    assert_rewrites(program, None, SoftmaxAttention(), times=0, misses="is also read by output")
+    assert_rewrites(program, None, SoftmaxAttention(), times=0, misses="is also read by the output")
 
 
 def test_features_that_attend_to_each_other_have_no_fixed_head_size():

@@ -237,7 +237,7 @@ class TwoPaths(nn.Module):
 def test_an_attention_that_is_not_understood_is_kept_and_reported(inputs):
     report = remixer.explain(TwoPaths(), inputs["x"])
     assert [(site.status, site.spec) for site in report.sites] == [("missed", None)]
-    assert "is also read by output" in report.sites[0].reason
+    assert "is also read by the output" in report.sites[0].reason
     with pytest.raises(remixer.NoAttentionError, match="no attention in TwoPaths was understood") as caught:
         remixer.remix(TwoPaths(), "toeplitz", inputs["x"])
     assert caught.value.report.sites == report.sites

@@ -161,7 +161,7 @@ def test_a_value_read_outside_is_a_miss():
     graph.output((last, product))
     module = fx.GraphModule(nn.Module(), graph)
     miss = Matcher(module, through()).match(last)
-    assert miss.reason == "bmm_default, inside the match, is also read by output"
+    assert miss.reason == "what aten.bmm gives is also read by the output"
     shared = p.call("aten.relu", p.call("aten.bmm", p.any("a"), p.any("b"), shared=True))
     found = Matcher(module, shared).match(last)
     assert found.shared == {product}

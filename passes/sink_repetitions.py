@@ -117,9 +117,12 @@ def _alike(node: fx.Node, dim: int, sunk: dict[fx.Node, Repetition]) -> bool:
         return len(arguments(node)["normalized_shape"]) == 1 and dim < 3 and node.args[0] in sunk
     if target is aten.mean.dim:
         given = arguments(node)
-        return bool(given["keepdim"]) and all(one % 4 != dim for one in given["dim"])
-    pointwise = isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
-    return (pointwise or target in CASTS) and all(_is_same_for_all(operand, dim) for operand in _others(node, sunk))
+        return bool(given["keepdim"] and given["dim"]) and all(one % 4 != dim for one in given["dim"])
+    if target in CASTS:
+        return node.args[0] in sunk
+    tags = target.tags if isinstance(target, torch._ops.OpOverload) else ()
+    pointwise = torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
+    return pointwise and all(_is_same_for_all(operand, dim) for operand in _others(node, sunk))
 
 
 def _others(node: fx.Node, sunk: dict[fx.Node, Repetition]) -> Iterator[fx.Node]:

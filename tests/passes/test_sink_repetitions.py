@@ -44,6 +44,7 @@ ALIKE = {  # of (B, H, S, D), each copy of a head like the others
     "rms norm": lambda x: F.rms_norm(x, (8,)),
     "rms norm by hand": lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
     "a reshape that does nothing": lambda x: x.reshape(x.shape[0], 4, x.shape[2], 8).sigmoid(),
+    "as another tensor's type": lambda x: x.double().type_as(x),
     "the mean of all tokens": lambda x: x - x.mean(2, keepdim=True),
 }
 APART = {
@@ -51,6 +52,8 @@ APART = {
     "heads exchanged": lambda x: torch.cat([x[:, 1:], x[:, :1]], 1),
     "every other head": lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1),
     "the mean of all heads": lambda x: x - x.mean(1, keepdim=True) * torch.tensor([1.0, 2, 3, 4]).reshape(4, 1, 1),
+    "the mean of everything": lambda x: x - x.mean((0, 1, 2, 3), keepdim=True) * torch.arange(4.0).view(4, 1, 1),
+    "one head of the type of all": lambda x: x * torch.arange(4).view(4, 1, 1).type_as(x),
     "a norm over tokens and heads": lambda x: F.layer_norm(x.transpose(1, 3), (4,), torch.arange(4.0)).transpose(1, 3),
 }
 

@@ -23,6 +23,8 @@ IN_OLDER: Known = dict([
            "bart, mbart, pegasus, marian, blenderbot, blenderbot-small, m2m-100, plbart, bigbird-pegasus", "eager"),
     *every("the padding is read twice, by index, at a length of its own", "t5gemma", "sdpa", "eager"),
     *every("its own code adds a number to None where no cache is asked for", "imagegpt", "eager"),
+    *every("where no cache is asked for, its own wrapper hands its forward an argument that it doesn't take",
+           "siglip2 vision", "sdpa", "eager"),
     *every("where nothing is padded, its own code lets it look ahead", "doge", "sdpa"),
 ])  # fmt: skip
 if IS_OLDER:

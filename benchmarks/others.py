@@ -1,8 +1,8 @@
 """Toeplitz and Long-Short against other implementations of the same, forward and forward with backward.
 
 The straightforward forms compute the same numbers, which is checked first. `long-short-transformer` from PyPI, where
-it is installed, ties values to keys and is another model; it is compared as a layer, with its projections, against a
-layer of ours. Peers take turns, each in a process of its own for its memory.
+it is installed (with rotary-embedding-torch 0.1.5), ties values to keys and is another model; it is compared as a
+layer, with its projections, against a layer of ours. Peers take turns, each in a process of its own for its memory.
 
 Run: python benchmarks/others.py [--lengths 1024 4096 16384] [--threads 2]
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from tables import HERE, load
+from tables import HERE, load, measured
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -90,7 +90,7 @@ def drawn(name: str, folder: Path = HERE / "results") -> Path:
 def main() -> None:
     """All results that are there."""
     for name in PLOTS:
-        if (HERE / "results" / f"{name}.json").exists():
+        if measured(name):
             print(drawn(name))
 
 

@@ -82,7 +82,7 @@ def transform_length(tokens: int) -> int:
 
 
 def transform_dtype(tokens: int, dtype: torch.dtype) -> torch.dtype:
-    """The precision of transforms: float32 at least, and float64 for short sequences, where it costs nothing.
+    """The precision of transforms: float32 at least, and float64 for short sequences, where it costs little.
 
     A transform's rounding errors go with the largest coefficients, also in rows that see none of these: where
     such rows are divided by their small sums, float32 would be a digit short of the table of tolerances.

@@ -51,14 +51,8 @@ def difference(model: nn.Module, graph_module: fx.GraphModule, call: Call) -> st
     Raises:
         NotRunError: the model raises on this call.
     """
-    asked = without_cache(model, call)
-    large = sum(parameter.numel() for parameter in model.parameters()) > _LARGE
-    threads = contextlib.nullcontext() if large else one_thread()  # in small runs threads would wait for each other
-    with torch.no_grad(), mode(model, False), threads:
-        try:
-            expected = pytree.tree_leaves(_seeded(model, asked))
-        except Exception as error:  # the model's own code may raise anything
-            raise NotRunError(f"{type(model).__name__} raises {type(error).__name__}: {error}") from error
+    expected = pytree.tree_leaves(run(model, call))
+    with _in_eval(model):
         try:
             actual = pytree.tree_leaves(_seeded(graph_module, call))
         except Exception as error:  # a graph that was wrongly recorded may raise anything
@@ -70,6 +64,27 @@ def difference(model: nn.Module, graph_module: fx.GraphModule, call: Call) -> st
         if told is not None:
             return f"output {index} {told}"
     return None
+
+
+def run(model: nn.Module, call: Call) -> Any:
+    """What a model gives in eval, without a cache, from a fixed random seed.
+
+    Raises:
+        NotRunError: the model raises; the message is what.
+    """
+    with _in_eval(model):
+        try:
+            return _seeded(model, without_cache(model, call))
+        except Exception as error:  # the model's own code may raise anything
+            raise NotRunError(first_line(error)) from error
+
+
+@contextlib.contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    large = sum(parameter.numel() for parameter in model.parameters()) > _LARGE
+    threads = contextlib.nullcontext() if large else one_thread()  # in small runs threads would wait for each other
+    with torch.no_grad(), mode(model, False), threads:
+        yield
 
 
 def first_line(error: Exception) -> str:

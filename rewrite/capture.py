@@ -16,7 +16,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from remixer.rewrite.agreement import difference, first_line, mode
+from remixer.rewrite.agreement import NotRunError, difference, first_line, mode, run
 from remixer.rewrite.dropout import is_random
 from remixer.rewrite.elsewhere import differ, disagreements, kept_by, runs_longer
 from remixer.rewrite.errors import CaptureError
@@ -149,7 +149,7 @@ def _captured(model: nn.Module, call: Call, wanted: Call, fixed: frozenset[Aspec
     try:
         return _exported(model, call, wanted, fixed, training=training)
     except Exception as error:  # whatever the model's own code raises comes out here
-        raise CaptureError(_refusal(model, without_cache(model, wanted), error)) from error
+        raise CaptureError(_refusal(model, wanted, error)) from error
 
 
 def _exported(model: nn.Module, call: Call, wanted: Call, fixed: frozenset[Aspect], *, training: bool) -> Program:
@@ -197,13 +197,11 @@ def _all_dynamic(
 def _refusal(model: nn.Module, call: Call, error: Exception) -> str:
     """What torch.export said, shortened, and what to try."""
     name, reason = type(model).__name__, first_line(error)
-    args, kwargs = call
     try:
-        with torch.no_grad(), mode(model, False):
-            model(*args, **kwargs)
-    except Exception as own:  # the model's own code may raise anything
+        run(model, call)
+    except NotRunError as own:
         signature = inspect.signature(model.forward)
-        return f"the inputs don't fit {name}: it raises {first_line(own)}. Its forward takes {signature}"
+        return f"the inputs don't fit {name}: it raises {own}. Its forward takes {signature}"
     advice = "try it alone with torch.export.export(model, args, kwargs, strict=False)"
     if "DataDependent" in type(error).__name__:
         advice = "its code branches on a tensor's values: give the argument that avoids the branch"

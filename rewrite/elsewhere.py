@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
-from remixer.rewrite.agreement import NotRunError, difference, mode
-from remixer.rewrite.inputs import Aspect, Call, aspect_of, without_cache
+from remixer.rewrite.agreement import NotRunError, difference, run
+from remixer.rewrite.inputs import Aspect, Call, aspect_of
 from remixer.rewrite.program import Program, shape_of
 
 Sizes = dict[sympy.Symbol, int]
@@ -100,12 +100,10 @@ def runs_longer(model: nn.Module, program: Program) -> bool:
             if (str(node.target), dim) in held:
                 leaf = _resized(leaf, dim, size + max(1, size // 2))
         longer.append(leaf)
-    args, kwargs = without_cache(model, pytree.tree_unflatten(longer, structure))
-    with torch.no_grad(), mode(model, False):
-        try:
-            model(*args, **kwargs)
-        except Exception:  # the model's own code may raise anything
-            return False
+    try:
+        run(model, pytree.tree_unflatten(longer, structure))
+    except NotRunError:
+        return False
     return True
 
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
 from remixer.mixers.long_short.flex import mix_by_blocks, usable
+from remixer.mixers.long_short.in_cache import mix_in_cache
 from remixer.mixers.long_short.sight import Sight, Tokens
-from remixer.mixers.long_short.tiled_attention import mix_at_once, mix_in_cache
+from remixer.mixers.long_short.tiled_attention import mix_at_once
 
 
 def mix(

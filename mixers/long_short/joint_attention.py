@@ -6,14 +6,11 @@ that a tile sees; the groups are the query heads that read one key/value head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.spec import AttentionSpec
-from remixer.mixers.workspace import workspace
 
 
 def hidden_score(dtype: torch.dtype) -> float:
@@ -67,44 +64,3 @@ def joint_attention(
         key = torch.cat([key, far.to(key.dtype)[:, None].expand(*key.shape[:2], -1, 1)], -1)
         value = F.pad(value, (0, max(0, query.shape[-1] - size)))  # nor sizes that differ
     return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=dropout, scale=spec.scale)[..., :size]
-
-
-def joint_attention_in_cache(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    patches: Sequence[tuple[slice, slice, Tensor]],
-    added: Tensor | None,
-    summaries: int,
-    spec: AttentionSpec,
-) -> Tensor:
-    """The same in place, without gradients, for scores that fit in cache: faster than the fused kernel there.
-
-    Args:
-        query: (B, G, tiles, groups, T, D), or some of the samples and heads.
-        key: (B, G, tiles, c, D).
-        value: (B, G, tiles, c, E).
-        patches: some tiles, some columns, and what is added to their scores, broadcastable to
-            (B, G, tiles, groups, T, columns).
-        added: broadcastable to (B, G, tiles, groups, T, summaries), added to these too, or None.
-        summaries: how many of the first columns are summaries.
-        spec: gives scale and softcap.
-
-    Returns:
-        (B, G, tiles, groups, T, E).
-    """
-    shape, columns = query.shape[:-1], key.shape[-2]
-    scores = workspace.take("scores", (*shape, columns), query.dtype)
-    flat = scores.view(-1, shape[3] * shape[4], columns)  # a key/value head's readers in one product
-    rows, keys = query.reshape(*flat.shape[:2], -1), key.flatten(0, 2).transpose(1, 2)
-    if spec.softcap is None:
-        flat.baddbmm_(rows, keys, beta=0, alpha=spec.scale)
-    else:
-        flat.baddbmm_(rows, keys, beta=0, alpha=spec.scale / spec.softcap)
-        scores.tanh_().mul_(spec.softcap)
-    for tiles, seen, bias in patches:
-        scores[:, :, tiles, :, :, seen].add_(bias)
-    if added is not None:
-        scores[..., :summaries].add_(added)
-    torch.softmax(scores, -1, out=scores)
-    return torch.bmm(flat, value.flatten(0, 2)).view(*shape, -1)

@@ -86,14 +86,18 @@ class Memory:
         return found
 
     def nodes(self, before: Tensor, spread: int) -> list[Tensor]:
-        """Of each level the nodes that some queries may see, (..., columns); some don't exist.
+        """Of each level the nodes that some queries may see, (..., columns).
+
+        Some don't exist; they are negative where a limit reaches back to before the sequence.
 
         Args:
             before: (...), see `visible`, of the first query.
             spread: see `columns`.
         """
         device = before.device
-        starts = (oldest for oldest, _ in self.visible(before))
+        starts = [oldest for oldest, _ in self.visible(before)]
+        if isinstance(self.limit, int):
+            starts = [before - self.limit]
         return [
             start[..., None] + torch.arange(columns, device=device)
             for start, columns in zip(starts, self.columns(spread), strict=True)

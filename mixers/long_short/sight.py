@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from remixer.mixers.eager import plain_inference
 from remixer.mixers.long_short.joint_attention import hidden_score
 from remixer.mixers.long_short.memory import Memory, existing_in_segments
 from remixer.mixers.long_short.sinks import first_existing, gather_tokens
 from remixer.mixers.long_short.summaries import log_share
 from remixer.mixers.long_short.windows import Tiling
 from remixer.mixers.spec import AttentionSpec
+
+LEAST_HALF = 32  # tokens; products of smaller tiles cost more than they save
 
 
 class Tokens(NamedTuple):
@@ -85,6 +89,13 @@ class Sight:
         first = first_existing(exist, sinks) if sinks else None
         return cls(spec, config, tiling, exist, first, rank, align, counts)
 
+    def in_halves(self) -> Sight:
+        """In tiles of half the length, if causal queries see the same of what then are fewer hidden columns."""
+        length, rest = divmod(self.tiling.length, 2)
+        if not self.spec.causal or not self.tiling.before or rest or length % self.align or length < LEAST_HALF:
+            return self
+        return replace(self, tiling=replace(self.tiling, length=length))
+
     def bias(self, first: int, stop: int, dtype: torch.dtype) -> Tensor:
         """What is added to the scores of every column, hidden ones included.
 
@@ -128,7 +139,7 @@ class Sight:
         sinks = 0 if self.sinks is None else self.sinks[0].shape[1]
         same = self._first_like(first, stop)
         run = (same, same + stop - first)
-        kind = (self.exist.shape[1], sinks, self.rank, self.align)
+        kind = (self.exist.shape[1], sinks, self.rank, self.align, self.tiling.length)
         return _patches_without_padding(self.spec, self.config, kind, run, dtype)
 
     def tokens(self, near: Tensor, far: Tensor | None) -> Tokens:
@@ -137,29 +148,39 @@ class Sight:
 
     def joined(self, tokens: Tokens, first: int, stop: int) -> Tensor:
         """Keys or values of all columns, (B, G, tiles, columns, D)."""
-        parts = [*self._far_parts(tokens, first, stop), self.tiling.keys(tokens.near, first, stop)]
+        parts = [part.expand(-1, -1, stop - first, -1, -1) for part in self._far_parts(tokens, first, stop)]
+        parts.append(self.tiling.keys(tokens.near, first, stop))
         return torch.cat(parts, 3) if len(parts) > 1 else parts[0]
 
-    def write_joined(self, tokens: Tokens, first: int, stop: int, out: Tensor) -> None:
-        """`joined` written into memory that is there."""
-        start = 0
-        for part in self._far_parts(tokens, first, stop):
-            out[:, :, :, start : start + part.shape[3]] = part
-            start += part.shape[3]
-        self.tiling.write_keys(tokens.near, first, stop, out[:, :, :, start:])
+    def far_in_parts(self, tokens: Tokens, first: int, stop: int) -> list[Tensor]:
+        """All columns but the window, not repeated where tiles share them: (B, G, tiles or 1, columns, D) each."""
+        parts = self._far_parts(tokens, first, stop)
+        return parts if self.spec.causal or len(parts) < 2 else [torch.cat(parts, 3)]
 
     def _far_parts(self, tokens: Tokens, first: int, stop: int) -> list[Tensor]:
-        """Summaries and sinks, each (B, G, tiles, columns, D)."""
+        """Summaries and sinks, each (B, G, tiles or 1, columns, D)."""
         parts = []
         if tokens.far is not None and self.spec.causal:
-            by_node = tokens.far.unflatten(2, (-1, self.rank))
-            places = self.memory.places(self.nodes(first, stop))
-            parts.append(by_node[:, :, places].flatten(3, 4))
+            parts.append(self._seen_summaries(tokens.far, first, stop))
         elif tokens.far is not None:
-            parts.append(tokens.far[:, :, None].expand(-1, -1, stop - first, -1, -1))
+            parts.append(tokens.far[:, :, None])
         if tokens.sinks is not None:
-            parts.append(tokens.sinks[:, :, None].expand(-1, -1, stop - first, -1, -1))
+            parts.append(tokens.sinks[:, :, None])
         return parts
+
+    def _seen_summaries(self, far: Tensor, first: int, stop: int) -> Tensor:
+        """Of (B, G, nodes * rank, D) what each tile holds, (B, G, tiles, columns, D)."""
+        config, length = self.config, self.tiling.length
+        if not isinstance(config.memory, int) or length % config.segment or not plain_inference(far):
+            places = self.memory.places(self.nodes(first, stop))
+            return far.unflatten(2, (-1, self.rank))[:, :, places].flatten(3, 4)
+        # From tile to tile the same number of nodes further on: a view.
+        start = (first * length - config.window + 1) // self.align * self.align // config.segment - config.memory
+        step, columns = length // config.segment, self.summaries // self.rank
+        end = start + (stop - first - 1) * step + columns
+        run = F.pad(far[:, :, : max(end, 0) * self.rank], (0, 0, -start * self.rank, 0))
+        run = F.pad(run, (0, 0, 0, (end - start) * self.rank - run.shape[2]))
+        return run.unfold(2, columns * self.rank, step * self.rank).transpose(3, 4)
 
     @property
     def memory(self) -> Memory:
@@ -253,18 +274,23 @@ def _memory(config: Any, tokens: int) -> Memory:
 
 @functools.lru_cache(maxsize=64)
 def _patches_without_padding(
-    spec: AttentionSpec, config: Any, kind: tuple[int, int, int, int], run: tuple[int, int], dtype: torch.dtype
+    spec: AttentionSpec, config: Any, kind: tuple[int, int, int, int, int], run: tuple[int, int], dtype: torch.dtype
 ) -> list[Patch]:
-    """What is added in most tiles ends at some column; the few tiles that go beyond it are patched by themselves."""
-    tokens, sinks, rank, align = kind
+    """Where most tiles add something, all do at once; what some tiles add elsewhere is added for each by itself."""
+    tokens, sinks, rank, align, length = kind
     exist = torch.ones(1, tokens, dtype=torch.bool)
-    bias = Sight.of(spec, config, exist, sinks, rank, align).bias(*run, dtype)
+    sight = Sight.of(spec, config, exist, sinks, rank, align)
+    bias = replace(sight, tiling=replace(sight.tiling, length=length)).bias(*run, dtype)
     used = bias.ne(0.0).flatten(3, 4).any(3)[0, 0]  # (tiles, columns)
-    ends = [int(columns.nonzero().max()) + 1 if columns.any() else 0 for columns in used]
-    most = sorted(ends)[len(ends) // 2]
-    patches = [Patch(slice(None), slice(0, most), bias[..., :most])] if most else []
-    for tile, end in enumerate(ends):
-        if end > most:
-            some = slice(tile, tile + 1)
-            patches.append(Patch(some, slice(most, end), bias[:, :, some, :, :, most:end]))
+    most = 2 * used.sum(0) > len(used)
+    patches = [Patch(slice(None), columns, bias[..., columns]) for columns in _runs(most)]
+    for tile, theirs in enumerate(used & ~most):
+        some = slice(tile, tile + 1)
+        patches.extend(Patch(some, columns, bias[:, :, some, :, :, columns]) for columns in _runs(theirs))
     return patches
+
+
+def _runs(used: Tensor) -> list[slice]:
+    """Where a (columns,) bool tensor is True, in runs."""
+    ends = torch.diff(F.pad(used.to(torch.int8), (1, 1))).nonzero()[:, 0].tolist()
+    return [slice(start, stop) for start, stop in zip(ends[::2], ends[1::2], strict=True)]

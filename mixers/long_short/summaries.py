@@ -7,6 +7,7 @@ from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
 from remixer.mixers.long_short.memory import pairs, to_multiple
+from remixer.mixers.long_short.pool_in_cache import pool_in_cache
 from remixer.mixers.precision import at_least_float32
 
 # How many weights of summaries are made before they are used, where that is free to choose.
@@ -40,6 +41,11 @@ def pool(
     B, G, S, _ = key.shape
     heads = G
     if plain_inference(pooling, key, value):
+        dtypes = {each.dtype for each in (pooling, reads, key, value)}
+        if segment is None and dtypes == {at_least_float32(key.dtype)}:
+            whole = pool_in_cache(pooling, reads, key, value, padding)
+            if whole is not None:
+                return whole
         heads = max(1, min(G, WEIGHTS_IN_CACHE // (B * S * pooling.shape[2])))
     far = [
         _pool(

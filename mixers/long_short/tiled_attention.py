@@ -1,27 +1,21 @@
-"""The Long-Short mixer's attention, tile by tile: at once for graphs and gradients, or in cache."""
+"""The Long-Short mixer's attention over all its tiles at once, for graphs and gradients."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
-from remixer.mixers.long_short.joint_attention import hidden_score, joint_attention, joint_attention_in_cache
-from remixer.mixers.long_short.offset_columns import joined_columns, offset_patches
+from remixer.mixers.long_short.joint_attention import hidden_score, joint_attention
+from remixer.mixers.long_short.offset_columns import joined_columns
 from remixer.mixers.long_short.retrieval import Chosen
 from remixer.mixers.long_short.retrieved_attention import attention_with_retrieved, retrieved
 from remixer.mixers.long_short.sight import Sight, Tokens
-from remixer.mixers.precision import at_least_float32
 from remixer.mixers.spec import AttentionSpec
-from remixer.mixers.workspace import workspace
 
-# How many scores, and how many entries of joined keys and values, are made before they are used: fewer would
-# spend more on calls than they save, more would outgrow the caches.
+# How many scores are made before they are used, where that is free to choose.
 SCORES_IN_CACHE = 2**22
-TOKENS_IN_CACHE = 2**21
 
 
 def mix_at_once(
@@ -111,65 +105,6 @@ def _whole_bias(
     if offsets is not None:
         bias = bias + joined_columns(sight, offsets, first, stop).to(dtype)
     return bias, base
-
-
-def mix_in_cache(
-    query: Tensor,
-    keys: Tokens,
-    values: Tokens,
-    sight: Sight,
-    added: Tensor | None,
-    offsets: Tensor | None,
-    *,
-    masked: bool,
-) -> Tensor:
-    """A run of tiles at a time, and of it a few heads. Same arguments, without gradients."""
-    spec, tiling, dtype = sight.spec, sight.tiling, at_least_float32(query.dtype)
-    (B, _, T, _), (G, groups) = query.shape, (spec.kv_heads, spec.groups)
-    by_group = None if added is None else _by_group(added.to(dtype), spec)
-    out = values.near.new_empty(B, tiling.count(T), tiling.length, G, groups, spec.value_dim)
-    most = TOKENS_IN_CACHE // (B * G * sight.width * (spec.head_dim + spec.value_dim))
-    for first, stop in tiling.runs(T, max(1, most)):
-        patches = sight.patches(first, stop, dtype, masked)
-        if offsets is not None:
-            patches = [*patches, *offset_patches(sight, offsets, first, stop, dtype)]
-        rows = tiling.queries(query, groups, first, stop)
-        joined = (B, G, stop - first, sight.width)
-        key = workspace.take("keys", (*joined, spec.head_dim), dtype)
-        value = workspace.take("values", (*joined, spec.value_dim), dtype)
-        sight.write_joined(keys, first, stop, key)
-        sight.write_joined(values, first, stop, value)
-        scores = (stop - first) * groups * tiling.length * sight.width
-        for some in _chunks(B, G, SCORES_IN_CACHE // scores):
-            theirs = [patch._replace(bias=_part(patch.bias, some)) for patch in patches]
-            mixed = joint_attention_in_cache(
-                rows[some].to(dtype),
-                key[some],
-                value[some],
-                theirs,
-                None if by_group is None else by_group[:, some[1]],
-                sight.summaries,
-                spec,
-            )
-            if masked:
-                mixed = _silenced(mixed, theirs[0].bias)
-            out[some[0], first:stop, :, some[1]] = mixed.permute(0, 2, 4, 1, 3, 5)
-    return out.flatten(3, 4).flatten(1, 2)[:, :T].transpose(1, 2)
-
-
-def _chunks(samples: int, heads: int, most: int) -> Iterator[tuple[slice, slice]]:
-    """All pairs of a sample and a head, about so many at a time: some heads of a sample, or whole samples."""
-    several = max(1, most // heads)
-    some = -(-heads // -(-heads // max(1, most)))  # as even as possible
-    for b in range(0, samples, several):
-        for g in range(0, heads, some):
-            yield slice(b, b + several), slice(g, g + some)
-
-
-def _part(bias: Tensor, some: tuple[slice, slice]) -> Tensor:
-    """Some samples and heads of a bias that may hold all of them or one for all."""
-    samples, heads = (part if size > 1 else slice(None) for part, size in zip(some, bias.shape[:2], strict=True))
-    return bias[samples, heads]
 
 
 def _by_group(added: Tensor, spec: AttentionSpec) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
+from remixer.mixers.workspace import workspace
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,11 @@ class Tiling:
         return -(-tokens // self.length)
 
     def runs(self, tokens: int, most: int) -> Iterator[tuple[int, int]]:
-        """All tiles in runs of at most so many."""
+        """All tiles in runs of at most so many, as even as possible."""
         tiles = self.count(tokens)
-        for first in range(0, tiles, most):
-            yield first, min(first + most, tiles)
+        run = -(-tiles // -(-tiles // most))
+        for first in range(0, tiles, run):
+            yield first, min(first + run, tiles)
 
     def queries(self, tokens: Tensor, groups: int, first: int, stop: int) -> Tensor:
         """(B, H, T, D) to (B, G, tiles, groups, length, D)."""
@@ -49,28 +51,25 @@ class Tiling:
     def keys(self, tokens: Tensor, first: int, stop: int) -> Tensor:
         """(B, G, T, D) to (B, G, tiles, span, D), a view of overlapping tiles."""
         T, start, end = tokens.shape[2], first * self.length - self.before, stop * self.length + self.after
-        if plain_inference(tokens) and start >= 0 and end <= T:
-            run = tokens[:, :, start:end]
-        else:
-            run = F.pad(tokens, (0, 0, -start, end - T))
+        run = F.pad(tokens, (0, 0, -start, end - T))
         return run.unfold(2, self.span, self.length).transpose(3, 4)
 
-    def write_keys(self, tokens: Tensor, first: int, stop: int, out: Tensor) -> None:
-        """`keys` written into (B, G, tiles, span, D), with nothing copied twice."""
-        T = tokens.shape[2]
+    def keys_in_cache(self, tokens: Tensor, first: int, stop: int, dtype: torch.dtype, name: str) -> Tensor:
+        """`keys` at inference on a CPU, in memory that the workspace has under a name; of one head still a view."""
+        B, G, T, D = tokens.shape
+        if B * G == 1:
+            run = workspace.take(name, (1, 1, (stop - first - 1) * self.length + self.span, D), dtype)
+            _copy_run(tokens, run, first * self.length - self.before)
+            return run.unfold(2, self.span, self.length).transpose(3, 4)
+        out = workspace.take(name, (B, G, stop - first, self.span, D), dtype)
         lead = min(stop, max(first, -(-self.before // self.length)))
         tail = max(lead, min(stop, (T - self.after) // self.length))
         if lead < tail:
-            out[:, :, lead - first : tail - first] = self.keys(tokens, lead, tail)
+            inside = tokens[:, :, lead * self.length - self.before : tail * self.length + self.after]
+            out[:, :, lead - first : tail - first] = inside.unfold(2, self.span, self.length).transpose(3, 4)
         for tile in (*range(first, lead), *range(tail, stop)):
-            start = tile * self.length - self.before
-            lead, end = max(-start, 0), min(self.span, T - start)
-            one = out[:, :, tile - first]
-            one[:, :, lead:end] = tokens[:, :, start + lead : start + end]
-            if lead > 0:
-                one[:, :, :lead] = 0.0
-            if end < self.span:
-                one[:, :, end:] = 0.0
+            _copy_run(tokens, out[:, :, tile - first], tile * self.length - self.before)
+        return out
 
     def exist(self, padding: Tensor, first: int, stop: int) -> Tensor:
         """(B, T) bool to (B, tiles, span): which keys of a tile are there."""
@@ -94,3 +93,13 @@ class Tiling:
         """(length, span), by how many tokens a key precedes a query: the same in every tile."""
         query = torch.arange(self.length, device=device)[:, None]
         return query + self.before - torch.arange(self.span, device=device)
+
+
+def _copy_run(tokens: Tensor, out: Tensor, start: int) -> None:
+    """Tokens from a place on, copied into (B, G, length, D); zeros where there are none."""
+    lead, end = max(-start, 0), min(out.shape[2], tokens.shape[2] - start)
+    out[:, :, lead:end] = tokens[:, :, start + lead : start + end]
+    if lead > 0:
+        out[:, :, :lead] = 0.0
+    if end < out.shape[2]:
+        out[:, :, end:] = 0.0

@@ -189,8 +189,7 @@ def test_rows_that_see_nothing(dead_rows):
 
 
 def test_long_sequences_of_several_samples_go_through_in_several_runs(monkeypatch):
-    monkeypatch.setattr("remixer.mixers.long_short.tiled_attention.SCORES_IN_CACHE", 4000)
-    monkeypatch.setattr("remixer.mixers.long_short.tiled_attention.TOKENS_IN_CACHE", 9000)
+    monkeypatch.setattr("remixer.mixers.long_short.in_cache.SCORES_IN_CACHE", 4000)
     for causal in (False, True):
         for biased in ("none", "offset"):
             config = LongShort(window=8, segment=4, memory=5, rank=2)

@@ -182,8 +182,9 @@ def test_published_form_has_no_count():
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_long_sequences_go_through_in_several_runs(causal, monkeypatch):
-    monkeypatch.setattr("remixer.mixers.long_short.tiled_attention.SCORES_IN_CACHE", 4000)
+    monkeypatch.setattr("remixer.mixers.long_short.in_cache.SCORES_IN_CACHE", 4000)
     monkeypatch.setattr("remixer.mixers.long_short.summaries.WEIGHTS_IN_CACHE", 100)
+    monkeypatch.setattr("remixer.mixers.long_short.pool_in_cache.WEIGHTS_IN_CACHE", 100)
     mixer = mixer_of(LongShort(window=8, segment=4, memory=5, rank=2), causal=causal)
     inputs = operands(203, 1)
     expected = mixer(*inputs).detach()

@@ -1,1 +1,7 @@
-"""What leaves the process: artifacts, ONNX, partitions. Nothing of it is built yet."""
+"""What leaves the process: ONNX files so far; artifacts and partitions are not built yet."""
+
+from remixer.export.errors import ExportError, OnnxInstallError, OnnxMismatchError, ProviderError
+from remixer.export.onnx.exporting import to_onnx
+from remixer.export.onnx.manifest import Manifest
+
+__all__ = ["ExportError", "Manifest", "OnnxInstallError", "OnnxMismatchError", "ProviderError", "to_onnx"]

@@ -154,7 +154,7 @@ def dense_bias(bias: Tensor, tokens: int, exist: Tensor | None = None) -> Tensor
     Returns:
         (B or 1, H, T, T).
     """
-    if exist is None:
-        return bias.unfold(1, tokens, 1).flip(1)[None]
-    place = existing_places(exist)
+    if exist is None and not torch.compiler.is_compiling():
+        return bias.unfold(1, tokens, 1).flip(1)[None]  # a graph would hold the size of an unfold as a constant
+    place = torch.arange(tokens, device=bias.device)[None] if exist is None else existing_places(exist)
     return bias_at(bias, place[:, None] - place[..., None], tokens).transpose(0, 1)

@@ -73,16 +73,39 @@ def elsewhere(program: Program, aspects: Collection[Aspect], *, longer: int = 0)
         aspects: which symbols get another size.
         longer: make lengths longer by so many halves; 0 makes them shorter.
     """
-    leaves, structure = pytree.tree_flatten(_example(program))
-    shapes = [shape_of(node) or () for node in program.graph.find_nodes(op="placeholder")]
+    own = sizes_of_example(program)
+    sizes = {symbol: _changed(program, symbol, size, aspects, longer) for symbol, size in own.items()}
+    call: Call = pytree.tree_map(_unmasked, example_at(program, sizes))
+    return call
+
+
+def sizes_of_example(program: Program) -> Sizes:
+    """What each symbol of a program's inputs is in its example, as far as that can be told."""
     sizes: Sizes = {}
-    for leaf, shape in zip(leaves, shapes, strict=True):
+    for leaf, shape in _with_shapes(program):
         for size, expression in zip(getattr(leaf, "shape", ()), shape, strict=False):
             sizes |= _solved(expression, size)
-    sizes = {symbol: _changed(program, symbol, size, aspects, longer) for symbol, size in sizes.items()}
-    fitted = [_fitted(leaf, shape, sizes) for leaf, shape in zip(leaves, shapes, strict=True)]
+    return sizes
+
+
+def example_at(program: Program, sizes: Sizes) -> Call:
+    """A program's example at other sizes, its rows and tokens repeated or cut off."""
+    _, structure = pytree.tree_flatten(_example(program))
+    fitted = [_fitted(leaf, shape, sizes) for leaf, shape in _with_shapes(program)]
     call: Call = pytree.tree_unflatten(fitted, structure)
     return call
+
+
+def is_mask(leaf: Any) -> bool:
+    """Whether an input is made of zeros and ones, by rows."""
+    return isinstance(leaf, Tensor) and leaf.dim() > 1 and bool(((leaf == 0) | (leaf == 1)).all())
+
+
+def _with_shapes(program: Program) -> list[tuple[Any, tuple[sympy.Expr, ...]]]:
+    """The inputs of a program's example, each with its symbolic shape."""
+    leaves = pytree.tree_leaves(_example(program))
+    shapes = [shape_of(node) or () for node in program.graph.find_nodes(op="placeholder")]
+    return list(zip(leaves, shapes, strict=True))
 
 
 def runs_longer(model: nn.Module, program: Program) -> bool:
@@ -159,16 +182,19 @@ def _changed(program: Program, symbol: sympy.Symbol, size: int, aspects: Collect
 
 
 def _fitted(leaf: Any, shape: tuple[sympy.Expr, ...], sizes: Sizes) -> Any:
-    """An input at these sizes; all ones if it is a mask."""
+    """An input at these sizes."""
     if not isinstance(leaf, Tensor):
         return leaf
-    if leaf.dim() > 1 and bool(((leaf == 0) | (leaf == 1)).all()):
-        leaf = torch.ones_like(leaf)
     for dim, expression in enumerate(shape):
         size = sympy.sympify(expression.xreplace(sizes))
         if expression.free_symbols and size.is_Integer:
             leaf = _resized(leaf, dim, int(size))
     return leaf
+
+
+def _unmasked(leaf: Any) -> Any:
+    """All ones, if it is a mask."""
+    return torch.ones_like(leaf) if is_mask(leaf) else leaf
 
 
 def _resized(leaf: Tensor, dim: int, size: int) -> Tensor:

@@ -16,7 +16,7 @@ from remixer.mixers.long_short.dual_norm import dual_norm
 from remixer.mixers.long_short.memory import Limit
 from remixer.mixers.long_short.reference import long_short_reference
 from remixer.mixers.long_short.retrieval import choose
-from remixer.mixers.long_short.sight import Sight
+from remixer.mixers.long_short.sight import Sight, covers
 from remixer.mixers.long_short.stream import Stream
 from remixer.mixers.long_short.summaries import pool
 from remixer.mixers.long_short.tiled_attention import mix_with_retrieved
@@ -162,7 +162,7 @@ class LongShortMixer(Mixer):
         if padding is not None and plain_inference(padding) and bool(padding.all()):
             padding = None
         near_key, near_value = self.near(key), self.near(value)
-        whole = config.window + self.align > T
+        whole = covers(config.window + self.align - 1, T)
         if whole and (spec.causal or config.counted or not self.rank):
             # Nothing is left for summaries to stand for: this is the attention itself.
             if bias is not None:

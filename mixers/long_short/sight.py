@@ -81,7 +81,7 @@ class Sight:
         counts = exist[:, :0]
         if spec.causal and rank:
             counts = _memory(config, T).table(existing_in_segments(exist, config.segment))
-        if w >= T:
+        if covers(w, T):
             return cls(spec, config, Tiling(T, 0, 0), exist, None, rank, align, counts)
         tiling = Tiling(w, w // 2, w // 2)
         if spec.causal:
@@ -265,6 +265,13 @@ class Sight:
         seen = memory.seen(nodes, self._before(first, stop))
         scores = share[:, memory.places(nodes)][:, :, None].masked_fill(~seen, hidden)
         return scores.repeat_interleave(self.rank, -1)
+
+
+def covers(window: int, tokens: int | torch.SymInt) -> bool:
+    """Whether a window holds a whole sequence. In an exported graph, which has to hold at any length, none does."""
+    if torch.compiler.is_exporting() and not isinstance(tokens, int):
+        return False
+    return bool(window >= tokens)
 
 
 def _memory(config: Any, tokens: int) -> Memory:

@@ -16,8 +16,9 @@ def first_existing(exist: Tensor, sinks: int) -> tuple[Tensor, Tensor]:
     Returns:
         (B, sinks) positions, and bool: whether there are that many.
     """
-    nth = torch.arange(1, sinks + 1, device=exist.device).repeat(exist.shape[0], 1)
-    position = torch.searchsorted(exist.long().cumsum(1), nth)
+    before = exist.long().cumsum(1)
+    # As many tokens as come before it: a search, which ONNX doesn't have, would find no more.
+    position = torch.stack([(before < nth).sum(1) for nth in range(1, sinks + 1)], 1)
     return position.clamp(max=exist.shape[1] - 1), position < exist.shape[1]
 
 

@@ -41,8 +41,7 @@ def pool(
     B, G, S, _ = key.shape
     heads = G
     if plain_inference(pooling, key, value):
-        dtypes = {each.dtype for each in (pooling, reads, key, value)}
-        if segment is None and dtypes == {at_least_float32(key.dtype)}:
+        if segment is None:
             whole = pool_in_cache(pooling, reads, key, value, padding)
             if whole is not None:
                 return whole

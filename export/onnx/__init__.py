@@ -1,0 +1,1 @@
+"""From a rewritten model to an ONNX file that stock onnxruntime runs."""

@@ -1,0 +1,129 @@
+"""From a program to an ONNX graph, through torch.export and torch.onnx."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import operator
+import warnings
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from remixer.export.errors import ExportError
+from remixer.export.onnx.attention import attention
+from remixer.export.onnx.integers import floor_division
+from remixer.export.onnx.lower_mixers import lower_mixers
+from remixer.export.onnx.names import input_names, output_names
+from remixer.rewrite.inputs import Call
+from remixer.rewrite.program import Program, expression
+from remixer.rewrite.sizes import letters_of
+
+OPSET = 20  # read by onnxruntime from 1.17 on
+AXES = {"B": "batch", "T": "length"}
+
+
+def exported(program: Program, call: Call) -> ExportedProgram:
+    """The program with lowered mixers, once more through torch.export, every dimension as dynamic as before.
+
+    Raises:
+        ExportError: torch.export refuses it.
+    """
+    lowered = lower_mixers(program).graph_module
+    module = fx.GraphModule(lowered, lowered.graph).eval()  # with a signature, which copies have once they have run
+    args, kwargs = call
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, args, kwargs, dynamic_shapes=_dynamic(program, call), strict=False)
+    except Exception as error:  # torch.export raises errors of many kinds
+        raise ExportError(f"torch.export refuses the rewritten model: {type(error).__name__}: {error}") from error
+
+
+def to_graph(program: Program, source: ExportedProgram, call: Call) -> Any:
+    """The ONNX graph of what `exported` gave, as an onnx_ir.Model, with the names that the model's users know.
+
+    Raises:
+        ExportError: an operator has no translation.
+    """
+    with torch.no_grad():
+        outputs = program.graph_module(*call[0], **call[1])
+    table: Any = {
+        torch.ops.aten.scaled_dot_product_attention.default: attention,
+        operator.floordiv: floor_division,
+    }
+    try:
+        with _quiet(), torch.no_grad():  # with gradients, other kernels with other layouts would be chosen
+            made = torch.onnx.export(
+                source,
+                input_names=input_names(call),
+                output_names=output_names(outputs),
+                opset_version=OPSET,
+                custom_translation_table=table,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"torch.onnx has no translation for the rewritten model: {_reason(error)}") from error
+    assert made is not None
+    _name_axes(made.model, program)
+    return made.model
+
+
+def _dynamic(program: Program, call: Call) -> dict[str, Any]:
+    """AUTO for each dimension that is a symbol in the program, in the structure of its call."""
+    nodes = iter(program.graph.find_nodes(op="placeholder"))
+
+    def of_leaf(leaf: Any) -> Any:
+        value = next(nodes).meta.get("val")
+        if not isinstance(leaf, torch.Tensor) or not isinstance(value, torch.Tensor):
+            return None
+        return {dim: Dim.AUTO if expression(size).free_symbols else Dim.STATIC for dim, size in enumerate(value.shape)}
+
+    args, kwargs = call
+    bound = inspect.signature(program.graph_module.forward).bind(*args, **kwargs).arguments
+    return {name: pytree.tree_map(of_leaf, each) for name, each in bound.items()}
+
+
+def _name_axes(model: Any, program: Program) -> None:
+    """Call dynamic dimensions of inputs and outputs "batch" and "length", or by their letters."""
+    import onnx_ir as ir
+
+    names: dict[str, str] = {}
+    placeholders = [node for node in program.graph.find_nodes(op="placeholder") if "val" in node.meta]
+    tensors = [node.meta["val"] for node in placeholders if isinstance(node.meta["val"], torch.Tensor)]
+    letters = letters_of(program)
+    for value, tensor in zip(model.graph.inputs, tensors, strict=True):
+        for given, size in zip(value.shape, tensor.shape, strict=True):
+            found = expression(size)
+            if isinstance(given, ir.SymbolicDim) and found in letters and given.value:
+                names[given.value] = AXES.get(letters[found], letters[found].lower())
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        value.shape = ir.Shape(
+            [names.get(d.value, d.value) if isinstance(d, ir.SymbolicDim) and d.value else d for d in value.shape]
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Keeps torch.onnx from printing its progress, and from warning of what concerns its own code alone."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -1,0 +1,83 @@
+"""Inputs of other sizes than a model was captured with, to export it by and to try its ONNX file on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from remixer.rewrite.elsewhere import example_at, is_mask, sizes_of_example
+from remixer.rewrite.inputs import Call
+from remixer.rewrite.program import Program
+
+# One token, few, odd ones, one past the default window, and one past the blocks that transforms go by.
+LENGTHS = (1, 2, 37, 129, 250, 513)
+BATCHES = (1, 3, 2)
+
+
+class Trial(NamedTuple):
+    """One call to try a file with.
+
+    Attributes:
+        call: the inputs.
+        exist: (B, T) bool, which tokens do, or None if there is no mask.
+        name: what it is, for errors.
+    """
+
+    call: Call
+    exist: Tensor | None
+    name: str
+
+
+def example_for_export(program: Program, length: int) -> Call:
+    """Two rows or more of `length` tokens, or as near as the program allows, so that nothing looks like a constant."""
+    return example_at(program, _sizes(program, 2, length))
+
+
+def trials(program: Program) -> Iterator[Trial]:
+    """Calls at all LENGTHS that the program takes: with nothing masked, and padded on the right and on the left."""
+    seen: set[tuple[int, ...]] = set()
+    for index, length in enumerate(LENGTHS):
+        sizes = _sizes(program, BATCHES[index % len(BATCHES)], length)
+        if tuple(sizes.values()) in seen:
+            continue
+        seen.add(tuple(sizes.values()))
+        call = example_at(program, sizes)
+        masks = [leaf for leaf in pytree.tree_leaves(call) if is_mask(leaf)]
+        shape = ", ".join(str(tuple(leaf.shape)) for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor))
+        if not masks:
+            yield Trial(call, None, f"inputs {shape}")
+            continue
+        for side in ("whole", "right", "left"):
+            padded = pytree.tree_map(lambda leaf, side=side: _padded(leaf, side) if is_mask(leaf) else leaf, call)
+            first = next(leaf for leaf in pytree.tree_leaves(padded) if is_mask(leaf))
+            exist = first.bool() if first.dim() == 2 else None
+            yield Trial(padded, exist, f"inputs {shape}" + ("" if side == "whole" else f", padded on the {side}"))
+
+
+def _sizes(program: Program, batch: int, length: int) -> dict[object, int]:
+    """Values for the symbols, within their limits."""
+    sizes: dict[object, int] = {}
+    for symbol in sizes_of_example(program):
+        smallest, largest = program.limits.get(symbol, (1, None))
+        wanted = batch if symbol in program.batch else length
+        if symbol not in program.batch:
+            smallest = 1 if smallest <= 2 else smallest  # torch.export takes nothing below 2, its graphs do
+        sizes[symbol] = max(
+            smallest if symbol not in program.batch else 1, wanted if largest is None else min(wanted, largest)
+        )
+    return sizes
+
+
+def _padded(mask: Tensor, side: str) -> Tensor:
+    """All ones but for some tokens at one end of each row, fewer in later rows; one token exists at least."""
+    mask = torch.ones_like(mask)
+    T = mask.shape[-1]
+    for row in range(mask.shape[0]) if side != "whole" else ():
+        hidden = min(T - 1, T // (3 + row))
+        if hidden:
+            mask[row, ..., slice(T - hidden, None) if side == "right" else slice(None, hidden)] = 0
+    return mask

@@ -1,0 +1,154 @@
+"""`to_onnx`: a rewritten model as an ONNX file that was run beside torch before it was there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from remixer.export.errors import ExportError
+from remixer.export.onnx.clean import clean
+from remixer.export.onnx.convert import exported, to_graph
+from remixer.export.onnx.examples import example_for_export
+from remixer.export.onnx.manifest import Manifest, described, mixers_of, operators_of, versions
+from remixer.export.onnx.runtime import Provider, check_install
+from remixer.export.onnx.verify import TOLERANCE, Proof, verify
+from remixer.rewrite.program import Program
+
+EXPORT_LENGTH = 300  # long enough to have two blocks of everything
+LARGEST_FILE = 2**31 - 2**20  # what protobuf takes, and room for the graph
+
+
+def to_onnx(
+    model: fx.GraphModule,
+    path: str | os.PathLike[str],
+    *,
+    provider: Provider = "cpu",
+    tolerance: float = TOLERANCE,
+) -> Manifest:
+    """Write a rewritten model as an ONNX file that stock onnxruntime runs, at any batch and length.
+
+    The file is run in onnxruntime beside torch, at lengths and batches that it was not exported with, padded and not,
+    before it gets its name; a manifest, `path` with ".json" behind it, says what was tried. Weights beyond 2 GB go to
+    `path` with ".data" behind it.
+
+    Args:
+        model: what `remixer.remix` gave, or the graph module of what `remixer.capture` did; in eval mode or not, the
+            file is as in eval mode.
+        path: of the file, usually ending in ".onnx"; what is there is replaced.
+        provider: what it is to run on, "cpu" or "cuda".
+        tolerance: how far outputs may be from torch's, relative to the largest number of each (1 at least), where
+            tokens exist.
+
+    Returns:
+        What was written and how it was proven.
+
+    Raises:
+        OnnxInstallError: onnx, onnxscript or onnxruntime is missing, or two onnxruntimes are installed.
+        ProviderError: onnxruntime can't run on this provider here.
+        ExportError: the model can't be exported, or can't be tried.
+        OnnxMismatchError: onnxruntime gives something else than torch; no file is left.
+        ValueError: the folder of the path doesn't exist.
+    """
+    program, path = _program(model), Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write {path.name} to")
+    check_install(provider)
+    seconds: dict[str, float] = {}
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        call = example_for_export(program, EXPORT_LENGTH)
+        with _timed(seconds, "torch.export"):
+            source = exported(program, call)
+        with _timed(seconds, "torch.onnx"):
+            graph = to_graph(program, source, call)
+        with _timed(seconds, "clean"):
+            clean(graph)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            draft = Path(folder) / path.name
+            with _timed(seconds, "save"):
+                _save(graph, draft)
+            with _timed(seconds, "verify"):
+                proof = verify(program, draft, provider, source, tolerance)
+            manifest = _manifest(program, graph, path.name, provider, proof, tolerance, seconds)
+            text = json.dumps(manifest.to_dict(), indent=2) + "\n"
+            (Path(folder) / f"{path.name}.json").write_text(text, encoding="utf-8")
+            _publish(Path(folder), path)
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    return manifest
+
+
+def _program(model: Any) -> Program:
+    if isinstance(model, fx.GraphModule) and "program" in model.meta:
+        return Program.of(model)
+    raise ExportError(
+        f"to_onnx takes what remixer.remix gave, got {type(model).__name__}. To export a model as it is, "
+        'give it remix(model, "softmax", inputs), which changes no numbers'
+    )
+
+
+def _save(graph: Any, path: Path) -> None:
+    """One file, or two where the weights are too many for one."""
+    import onnx_ir as ir
+
+    size = _weight_bytes(graph)
+    ir.save(graph, path, external_data=f"{path.name}.data" if size > LARGEST_FILE else None)
+
+
+def _weight_bytes(graph: Any) -> int:
+    tensors = (value.const_value for value in graph.graph.initializers.values())
+    return sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)
+
+
+def _publish(folder: Path, path: Path) -> None:
+    """Move finished files to where they belong, the graph last: who sees it sees all of it."""
+    data = path.with_name(f"{path.name}.data")
+    if not (folder / data.name).exists():
+        data.unlink(missing_ok=True)
+    for file in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
+        os.replace(file, path.with_name(file.name))
+
+
+def _manifest(
+    program: Program,
+    graph: Any,
+    file: str,
+    provider: Provider,
+    proof: Proof,
+    tolerance: float,
+    seconds: dict[str, float],
+) -> Manifest:
+    return Manifest(
+        file=file,
+        inputs=described(graph.graph.inputs),
+        outputs=described(graph.graph.outputs),
+        opset=dict(graph.opset_imports),
+        ir_version=graph.ir_version,
+        provider=provider,
+        mixers=mixers_of(program),
+        static=[str(one) for one in program.static],
+        trials=proof.trials,
+        error=proof.error,
+        tolerance=tolerance,
+        nodes=operators_of(graph),
+        size=_weight_bytes(graph),
+        versions=versions(),
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+    )
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start

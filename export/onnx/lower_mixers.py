@@ -1,0 +1,66 @@
+"""Mixers whose own operators no ONNX provider runs well, replaced by the same numbers in operators that all run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import fx, nn
+
+from remixer.export.errors import ExportError
+from remixer.export.onnx.lowered_toeplitz import LoweredToeplitz
+from remixer.mixers.base import Mixer
+from remixer.mixers.frequency_toeplitz import FrequencyToeplitzMixer
+from remixer.mixers.toeplitz import ToeplitzMixer
+from remixer.rewrite.program import Program
+
+
+def lower_mixers(program: Program) -> Program:
+    """The program with every mixer in a form that ONNX can take; weights are shared, nothing given is changed.
+
+    Raises:
+        ExportError: a mixer has no such form.
+    """
+    lowered = program.copy()
+    module = lowered.graph_module
+    for node in module.graph.find_nodes(op="call_module"):
+        mixer = module.get_submodule(str(node.target))
+        if isinstance(mixer, Mixer):
+            module.set_submodule(str(node.target), _lowered(mixer, node))
+    module.eval()
+    return lowered
+
+
+def _lowered(mixer: Mixer, node: fx.Node) -> nn.Module:
+    lower = _LOWERED.get(type(mixer))
+    return mixer if lower is None else lower(mixer, node)
+
+
+def _toeplitz(mixer: Mixer, node: fx.Node) -> nn.Module:
+    assert isinstance(mixer, ToeplitzMixer)
+    return LoweredToeplitz(mixer, _fixed_length(node))
+
+
+def _frequency_toeplitz(mixer: Mixer, node: fx.Node) -> nn.Module:
+    assert isinstance(mixer, FrequencyToeplitzMixer)
+    tokens = _fixed_length(node)
+    if tokens is None:
+        raise ExportError(
+            f"cannot export {node.target} to ONNX: the coefficients of 'frequency_toeplitz' at each length take a "
+            "transform of just that length, which no ONNX operator gives with enough digits. Fix the length of the "
+            "captured inputs, or replace this attention by 'toeplitz'"
+        )
+    return LoweredToeplitz(mixer, tokens)
+
+
+def _fixed_length(node: fx.Node) -> int | None:
+    """How many tokens a mixer sees, or None if that differs from run to run."""
+    value = node.meta.get("val")
+    tokens = value.shape[2] if isinstance(value, torch.Tensor) else None
+    return tokens if isinstance(tokens, int) else None
+
+
+_LOWERED: dict[type[Mixer], Callable[[Mixer, fx.Node], nn.Module]] = {
+    ToeplitzMixer: _toeplitz,
+    FrequencyToeplitzMixer: _frequency_toeplitz,
+}

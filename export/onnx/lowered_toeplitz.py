@@ -1,0 +1,108 @@
+"""A Toeplitz mixer in operators that every ONNX provider has: its transforms as matrix products."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from remixer.export.onnx.block_transform import ROWS, Factors, columns_for, factors, inverse, product, transform
+from remixer.mixers.precision import at_least_float32
+from remixer.mixers.toeplitz_operator import ToeplitzOperator
+
+
+class LoweredToeplitz(nn.Module):
+    """The numbers of a Toeplitz mixer in eval mode, without an FFT.
+
+    Args:
+        mixer: is read, and its encoder and gate are shared.
+        tokens: the length, where it is fixed: what depends on it alone is then computed here, once.
+    """
+
+    def __init__(self, mixer: ToeplitzOperator, tokens: int | None) -> None:
+        super().__init__()
+        self.spec, self.normalise, self.gates = mixer.spec, mixer.normalise, mixer.config.gate
+        self.gate = mixer.gate
+        self.mixer = mixer if tokens is None else None
+        if tokens is None:
+            return
+        with torch.no_grad():
+            coefficients = mixer.coefficients(tokens)
+            turns = factors(columns_for(tokens), coefficients)
+            for name, tensor in zip(Factors._fields, turns, strict=True):
+                self.register_buffer(name, tensor, persistent=False)
+            spectrum = _spectrum(coefficients, turns, tokens, self.spec.causal)
+            self.register_buffer("spectrum", spectrum, persistent=False)
+            if self.normalise:
+                sums, itself = _row_sums(coefficients, tokens, self.spec.causal)
+                self.register_buffer("sums", sums, persistent=False)
+                self.register_buffer("itself", itself, persistent=False)
+
+    def forward(
+        self,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> Tensor:
+        """See Mixer.forward."""
+        assert value is not None
+        T, dtype, causal = value.shape[2], at_least_float32(value.dtype), self.spec.causal
+        if padding is not None:
+            value = value.masked_fill(~padding[:, None, :, None], 0.0)
+        sums = itself = None
+        if self.mixer is None:
+            turns = Factors(*map(self.get_buffer, Factors._fields))
+            spectrum = self.get_buffer("spectrum")
+            if self.normalise:
+                sums, itself = self.get_buffer("sums"), self.get_buffer("itself")
+        else:
+            coefficients = self.mixer.coefficients(T)
+            turns = factors(columns_for(T), coefficients)
+            spectrum = _spectrum(coefficients, turns, T, causal)
+            if self.normalise:
+                sums, itself = _row_sums(coefficients, T, causal)
+        mixed = _times(spectrum, value.to(dtype), turns)
+        if sums is not None and itself is not None:
+            if padding is not None:
+                sums = torch.maximum(_times(spectrum, padding[:, None, :, None].to(dtype), turns), itself)
+            mixed = mixed / sums
+        if self.gate is not None:
+            operand = query if self.gates == "query" else value
+            assert operand is not None
+            mixed = mixed * self.gate(operand)
+        return mixed.to(value.dtype)
+
+
+def _times(spectrum: Tensor, values: Tensor, turns: Factors) -> Tensor:
+    """The Toeplitz matrices of a spectrum times values (B, G or 1, T, E or 1): (B, H, T, E)."""
+    G, T = values.shape[1:3]
+    filled = F.pad(values, (0, 0, 0, ROWS // 2 * turns.columns - T))
+    of_values = transform(filled, turns)[:, :, None]  # (B, G, 1, kept, 2, columns, E)
+    both = product(of_values, spectrum.unflatten(0, (G, -1))).flatten(1, 2)
+    return inverse(both, turns)[:, :, :T]
+
+
+def _spectrum(coefficients: Tensor, turns: Factors, tokens: int, causal: bool) -> Tensor:
+    """Of coefficients (H, E or 1, offsets): (H, kept, 2, columns, E or 1)."""
+    middle = 0 if causal else tokens - 1
+    missing = ROWS * turns.columns - coefficients.shape[-1]
+    circular = F.pad(coefficients[..., middle:], (0, missing))  # those of keys to come stand at the end
+    if not causal:
+        circular = torch.cat([circular, coefficients[..., :middle]], -1)
+    return transform(circular.transpose(1, 2), turns)
+
+
+def _row_sums(coefficients: Tensor, tokens: int, causal: bool) -> tuple[Tensor, Tensor]:
+    """The sum of each row over all keys (H, T, E or 1), and what each query gives itself (H, 1, E or 1)."""
+    middle = 0 if causal else tokens - 1
+    tiny = torch.finfo(coefficients.dtype).tiny
+    sums = coefficients[..., middle:].cumsum(-1)
+    if not causal:
+        ahead = coefficients[..., :middle].flip(-1).cumsum(-1).flip(-1)
+        sums = sums + F.pad(ahead, (0, 1))
+    itself = coefficients[..., middle : middle + 1]
+    return sums.clamp(min=tiny).transpose(1, 2), itself.clamp(min=tiny).transpose(1, 2)

@@ -1,0 +1,140 @@
+"""Whether an ONNX file gives what torch gives, on inputs of sizes that it was not exported with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from remixer.export.errors import ExportError, OnnxMismatchError
+from remixer.export.onnx.examples import Trial, trials
+from remixer.export.onnx.names import input_names
+from remixer.export.onnx.runtime import Provider, Session
+from remixer.rewrite.agreement import NotRunError, run
+from remixer.rewrite.program import Program
+
+TOLERANCE = 1e-4  # of the largest number that torch gives, 1 at least
+CHUNK = 64  # how many intermediate results are asked for at once
+
+
+class Proof(NamedTuple):
+    """What was tried, and the largest difference, relative to TOLERANCE's scale."""
+
+    trials: int
+    error: float
+
+
+def verify(program: Program, path: Path, provider: Provider, source: ExportedProgram, tolerance: float) -> Proof:
+    """Run a file beside torch on all trials.
+
+    Raises:
+        OnnxMismatchError: they differ; it says on which inputs, and which node does first.
+        ExportError: torch runs none of the trials.
+    """
+    session, tried, worst = Session(path, provider), 0, 0.0
+    for trial in trials(program):
+        try:
+            expected = [leaf for leaf in pytree.tree_leaves(run(program.graph_module, trial.call)) if _is_tensor(leaf)]
+        except NotRunError:
+            continue  # beyond what the model takes, such as a table of positions
+        feeds = feeds_of(trial.call)
+        try:
+            outputs = session(feeds)
+        except Exception as error:  # onnxruntime has an exception class per status
+            raise OnnxMismatchError(f"onnxruntime fails on {trial.name}: {str(error).splitlines()[0]}") from error
+        for name, got, want in zip(session.outputs, outputs, expected, strict=True):
+            error = difference(got, want, trial)
+            if not error <= tolerance:
+                place = first_difference(source, path, provider, feeds, trial, tolerance)
+                raise OnnxMismatchError(
+                    f"the ONNX file differs from torch by {error:.2g} in {name}, allowed {tolerance:.2g}, on "
+                    f"{trial.name}. {place}"
+                )
+            worst = max(worst, error)
+        tried += 1
+    if not tried:
+        raise ExportError("torch itself runs on none of the inputs that the file was to be tried on")
+    return Proof(tried, worst)
+
+
+def feeds_of(call: Any) -> dict[str, Tensor]:
+    """The tensors of a call by the names of the graph's inputs."""
+    tensors = [leaf for leaf in pytree.tree_leaves(call) if _is_tensor(leaf)]
+    return dict(zip(input_names(call), tensors, strict=True))
+
+
+def difference(got: Tensor, want: Tensor, trial: Trial) -> float:
+    """The largest difference where tokens exist, over the largest number expected (1 at least); inf for other shapes."""
+    if got.shape != want.shape:
+        return float("inf")
+    exist = trial.exist
+    if exist is not None and want.dim() > 1 and want.shape[:2] == exist.shape:
+        got, want = got[exist], want[exist]
+    if not want.is_floating_point():
+        return 0.0 if torch.equal(got.to(want.dtype), want) else float("inf")
+    if want.numel() == 0:
+        return 0.0
+    scale = max(1.0, float(want.double().abs().max()))
+    return float((got.double() - want.double()).abs().max()) / scale
+
+
+def first_difference(
+    source: ExportedProgram, path: Path, provider: Provider, feeds: Mapping[str, Tensor], trial: Trial, tolerance: float
+) -> str:
+    """A sentence on the first node of the exported graph whose value onnxruntime gives otherwise."""
+    recorder = _Recorder(source.module())
+    args, kwargs = trial.call
+    with torch.no_grad():
+        recorder.run(*args, *kwargs.values())
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        names = _with_all_outputs(path, Path(folder) / "all.onnx", set(recorder.values))
+        session = Session(Path(folder) / "all.onnx", provider)
+        for start in range(0, len(names), CHUNK):
+            some = names[start : start + CHUNK]
+            for name, got in zip(some, session(feeds, some), strict=True):
+                if not difference(got, recorder.values[name], trial) <= tolerance:
+                    return f"The first node that differs is {name}, {recorder.places[name]}"
+    return "No single node of the graph differs by as much"
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps all tensors that its operators give."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.values: dict[str, Tensor] = {}
+        self.places: dict[str, str] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "call_function" and isinstance(value, Tensor):
+            self.values[n.name] = value
+            stack = list((n.meta.get("nn_module_stack") or {}).values())
+            self.places[n.name] = f"{n.target} at {stack[-1][0] if stack and stack[-1][0] else 'the top'}"
+        return value
+
+
+def _with_all_outputs(path: Path, copy: Path, wanted: set[str]) -> list[str]:
+    """A copy of a graph that gives these values too; the names of those that it has, in its order."""
+    import onnx_ir as ir
+
+    model = ir.load(path)
+    names = []
+    known = {value.name for value in model.graph.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in wanted and value.name not in known:
+                model.graph.outputs.append(value)
+                names.append(value.name)
+    ir.save(model, copy)
+    return names
+
+
+def _is_tensor(leaf: object) -> bool:
+    return isinstance(leaf, Tensor)

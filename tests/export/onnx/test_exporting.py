@@ -1,0 +1,176 @@
+"""Small models of every kind of attention, through the whole export."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import remixer
+from remixer import LongShort, Toeplitz
+from remixer.export import ExportError, OnnxMismatchError, to_onnx
+from remixer.export.onnx import attention as attention_module
+from remixer.export.onnx.runtime import Session
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads, causal):
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, hidden, mask):
+        query, key, value = (
+            each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in self.qkv(hidden).chunk(3, -1)
+        )
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        seen = mask[:, None, None, :]
+        if self.causal:
+            place = torch.arange(hidden.shape[1], device=hidden.device)
+            seen = seen & (place <= place[:, None])
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+        mixed = torch.softmax(scores, -1) @ value
+        hidden = self.first(hidden + self.out(mixed.transpose(1, 2).flatten(2)))
+        return self.second(hidden + self.down(F.gelu(self.up(hidden))))
+
+
+class Model(nn.Module):
+    def __init__(self, width=32, heads=4, layers=2, causal=False):
+        super().__init__()
+        self.embedding = nn.Embedding(50, width)
+        self.blocks = nn.ModuleList(Block(width, heads, causal) for _ in range(layers))
+
+    def forward(self, ids, mask):
+        hidden = self.embedding(ids)
+        for block in self.blocks:
+            hidden = block(hidden, mask.bool())
+        return {"hidden": hidden, "mean": hidden.mean(1)}
+
+
+def inputs(T=20, B=2):
+    torch.manual_seed(T)
+    return {"ids": torch.randint(0, 50, (B, T)), "mask": torch.ones(B, T, dtype=torch.long)}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["bidirectional", "causal"])
+def model(request):
+    torch.manual_seed(0)
+    return Model(causal=request.param).eval()
+
+
+CHOICES = [
+    "softmax",
+    LongShort(window=32, rank=4, segment=4, memory=16),
+    LongShort(window=33, rank=0, sinks=0),
+    Toeplitz(),
+    Toeplitz(per="head", gate="query", normalise=False),
+    {"blocks.0": "toeplitz", "*": None},
+]
+
+
+@pytest.mark.parametrize("mixer", CHOICES, ids=lambda choice: str(choice)[:50])
+def test_a_file_runs_at_any_size_and_gives_torchs_numbers(model, mixer, tmp_path):
+    small = remixer.remix(model, mixer, inputs())
+    path = tmp_path / "model.onnx"
+    manifest = to_onnx(small, path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
+    assert json.loads((tmp_path / "model.onnx.json").read_text()) == json.loads(json.dumps(manifest.to_dict()))
+    assert manifest.inputs["ids"]["shape"] == ["batch", "length"]
+    assert manifest.outputs["hidden"]["shape"] == ["batch", "length", 32]
+    assert manifest.trials >= 12
+    assert manifest.error < 1e-4
+    session = Session(path)
+    for T, B in ((1, 1), (7, 2), (33, 1), (131, 2), (700, 1)):
+        call = inputs(T, B)
+        call["mask"][-1, T - T // 3 :] = 0
+        with torch.no_grad():
+            want = small(**call)["hidden"]
+        got = session(call)[session.outputs.index("hidden")]
+        exist = call["mask"].bool()
+        assert float((got - want)[exist].abs().max()) < 1e-4
+
+
+def test_grouped_heads_and_offset_bias(tmp_path):
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key, self.value = nn.Linear(32, 32), nn.Linear(32, 16), nn.Linear(32, 16)
+            self.table = nn.Embedding(9, 4)
+
+        def forward(self, hidden):
+            query, key, value = (
+                each(hidden).unflatten(-1, (-1, 8)).transpose(1, 2) for each in (self.query, self.key, self.value)
+            )
+            key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
+            place = torch.arange(hidden.shape[1])
+            bias = self.table((place[:, None] - place).clamp(-4, 4) + 4).permute(2, 0, 1)
+            return F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2).flatten(2)
+
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 20, 32)
+    for mixer in ("softmax", LongShort(window=16, rank=3), "toeplitz"):
+        manifest = to_onnx(remixer.remix(Biased().eval(), mixer, hidden), tmp_path / "model.onnx")
+        assert manifest.inputs == {"input": {"dtype": "float", "shape": ["batch", "length", 32]}}
+        assert manifest.error < 1e-5
+
+
+def test_a_fixed_length_is_folded(tmp_path):
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.place, self.block = nn.Parameter(torch.randn(1, 50, 32)), Block(32, 4, False)
+
+        def forward(self, hidden):
+            return self.block(hidden + self.place, torch.ones(hidden.shape[0], 50, dtype=torch.bool))
+
+    torch.manual_seed(0)
+    small = remixer.remix(Patches().eval(), "toeplitz", torch.randn(2, 50, 32))
+    manifest = to_onnx(small, tmp_path / "model.onnx")
+    assert manifest.inputs["input"]["shape"] == ["batch", 50, 32]
+    assert manifest.static
+    assert "Cos" not in manifest.nodes
+    frequency = remixer.remix(Patches().eval(), "frequency_toeplitz", torch.randn(2, 50, 32))
+    assert to_onnx(frequency, tmp_path / "model.onnx").error < 1e-5
+
+
+def test_frequency_toeplitz_at_any_length_is_refused(model, tmp_path):
+    small = remixer.remix(model, "frequency_toeplitz", inputs())
+    with pytest.raises(ExportError, match=r"blocks\.0.*'frequency_toeplitz'.*Fix the length"):
+        to_onnx(small, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_graph_leaves_no_file_and_says_where_it_goes_wrong(model, tmp_path, monkeypatch):
+    def wrong(query, key, value, *rest, **others):
+        return attention_module.attention(query, key, value, *rest, **{**others, "scale": 0.3})
+
+    monkeypatch.setattr("remixer.export.onnx.convert.attention", wrong)
+    small = remixer.remix(model, "softmax", inputs())
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"what was there")
+    with pytest.raises(
+        OnnxMismatchError, match=r"differs from torch by .* on inputs .*first node that differs is scaled_dot"
+    ):
+        to_onnx(small, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_bytes() == b"what was there"
+
+
+def test_the_model_is_as_it_was(model, tmp_path):
+    small = remixer.remix(model, "toeplitz", inputs())
+    small.train()
+    before = {name: each.clone() for name, each in small.state_dict().items()}
+    to_onnx(small, tmp_path / "model.onnx")
+    assert small.training
+    assert all(module.training for module in small.modules())
+    assert all(torch.equal(each, before[name]) for name, each in small.state_dict().items())
+
+
+def test_a_folder_that_is_not_there(model, tmp_path):
+    small = remixer.remix(model, "softmax", inputs())
+    with pytest.raises(ValueError, match="there is no folder .*nowhere to write model.onnx to"):
+        to_onnx(small, tmp_path / "nowhere" / "model.onnx")

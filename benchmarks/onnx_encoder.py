@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 import torch
 from alone import alone, grown_bytes
 from machine import describe
@@ -71,8 +72,8 @@ def export_peer(model: Any, path: Path) -> None:
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     config = OnnxConfig(dynamic=True, ort_fusions="cpu")
-    program = OnnxExporter().export(model, inputs_of(300, 2), config)
-    program.save(path)
+    made = OnnxExporter().export(model, inputs_of(300, 2), config)
+    onnx_ir.save(made.program, path)
 
 
 def main() -> None:

@@ -29,11 +29,13 @@ class Factors(NamedTuple):
 
     Attributes:
         down: (rows / 2 + 1, 2, rows), real and imaginary part of what the first transform multiplies rows with.
+        up: (rows / 2, rows + 2), the way back.
         twiddle: (rows / 2 + 1, 2, columns), cosines and sines.
         across: (2 * columns, 2 * columns), [[cosines, sines], [-sines, cosines]] of the second transform.
     """
 
     down: Tensor
+    up: Tensor
     twiddle: Tensor
     across: Tensor
 
@@ -43,18 +45,29 @@ class Factors(NamedTuple):
         return self.twiddle.shape[2]
 
 
-def factors(columns: int, like: Tensor) -> Factors:
-    """The factors for rows * columns numbers, in the dtype and on the device of a tensor."""
-    kept = torch.arange(ROWS // 2 + 1, device=like.device)
-    row, column = torch.arange(ROWS, device=like.device), torch.arange(columns, device=like.device)
+def by_rows(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The first two factors, which are the same for all lengths."""
+    kept, row = torch.arange(ROWS // 2 + 1), torch.arange(ROWS)
+    like = torch.empty((), dtype=dtype)
+    down = (
+        _turns(kept[:, None] * row % ROWS, torch.tensor([ROWS]), like) * torch.tensor([1.0, -1.0], dtype=dtype)[:, None]
+    )
+    # Each row but the first and the last stands for its conjugate too.
+    weight = torch.where((kept == 0) | (kept == ROWS // 2), 1.0, 2.0).to(dtype)[:, None, None]
+    up = (down[..., : ROWS // 2] * weight).flatten(0, 1).transpose(0, 1) / ROWS
+    return down, up.contiguous()
+
+
+def factors(columns: int, down: Tensor, up: Tensor) -> Factors:
+    """The factors for rows * columns numbers, given those that `by_rows` gives."""
+    kept, column = (torch.arange(size, device=down.device) for size in (ROWS // 2 + 1, columns))
     number = column[-1:] + 1
-    down = _turns(kept[:, None] * row % ROWS, torch.full_like(number, ROWS), like)
-    twiddle = _turns(kept[:, None] * column, number * ROWS, like)
+    twiddle = _turns(kept[:, None] * column, number * ROWS, down)
     product = column[:, None] * column
     # Reduced as whole numbers, since a float32 has no digits left for the angle of a large one.
-    cosine, sine = _turns(product - product // number * number, number, like).unbind(1)
+    cosine, sine = _turns(product - product // number * number, number, down).unbind(1)
     across = torch.cat([torch.cat([cosine, sine], 1), torch.cat([-sine, cosine], 1)])
-    return Factors(torch.stack([down[:, 0], -down[:, 1]], 1), twiddle, across)
+    return Factors(down, up, twiddle, across)
 
 
 def _turns(part: Tensor, whole: Tensor, like: Tensor) -> Tensor:
@@ -88,8 +101,4 @@ def inverse(spectrum: Tensor, factors: Factors) -> Tensor:
     cosine, sine = (each[..., None] for each in factors.twiddle.unbind(1))
     real, imaginary = back.unbind(-3)
     turned = torch.stack([real * cosine - imaginary * sine, imaginary * cosine + real * sine], -3)
-    # Each row but the first and the last stands for its conjugate too.
-    kept = torch.arange(ROWS // 2 + 1, device=spectrum.device)
-    weight = torch.where((kept == 0) | (kept == ROWS // 2), 1.0, 2.0).to(spectrum.dtype)[:, None, None]
-    up = (factors.down[..., : ROWS // 2] * weight).flatten(0, 1).transpose(0, 1) / ROWS
-    return (up @ turned.flatten(-4, -3).flatten(-2)).unflatten(-1, (columns, E)).flatten(-3, -2) / columns
+    return (factors.up @ turned.flatten(-4, -3).flatten(-2)).unflatten(-1, (columns, E)).flatten(-3, -2) / columns

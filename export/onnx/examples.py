@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from remixer.rewrite.elsewhere import example_at, is_mask, sizes_of_example
+from remixer.rewrite.elsewhere import Sizes, example_at, is_mask, sizes_of_example
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program
 
@@ -58,17 +58,15 @@ def trials(program: Program) -> Iterator[Trial]:
             yield Trial(padded, exist, f"inputs {shape}" + ("" if side == "whole" else f", padded on the {side}"))
 
 
-def _sizes(program: Program, batch: int, length: int) -> dict[object, int]:
+def _sizes(program: Program, batch: int, length: int) -> Sizes:
     """Values for the symbols, within their limits."""
-    sizes: dict[object, int] = {}
+    sizes: Sizes = {}
     for symbol in sizes_of_example(program):
         smallest, largest = program.limits.get(symbol, (1, None))
+        if smallest <= 2:
+            smallest = 1  # torch.export takes nothing below 2, its graphs do
         wanted = batch if symbol in program.batch else length
-        if symbol not in program.batch:
-            smallest = 1 if smallest <= 2 else smallest  # torch.export takes nothing below 2, its graphs do
-        sizes[symbol] = max(
-            smallest if symbol not in program.batch else 1, wanted if largest is None else min(wanted, largest)
-        )
+        sizes[symbol] = max(smallest, wanted if largest is None else min(wanted, largest))
     return sizes
 
 

@@ -10,6 +10,8 @@ def floor_division(left: Any, right: Any) -> Any:
 
     Quotients rounded up are written as -(-n // m), which would otherwise be one too small.
     """
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
+
+    op: Any = opset20
 
     return op.Div(op.Sub(left, op.Mod(left, right)), right)

@@ -8,9 +8,11 @@ import torch
 from torch import fx, nn
 
 from remixer.export.errors import ExportError
+from remixer.export.onnx.lowered_long_short import LoweredLongShort
 from remixer.export.onnx.lowered_toeplitz import LoweredToeplitz
 from remixer.mixers.base import Mixer
 from remixer.mixers.frequency_toeplitz import FrequencyToeplitzMixer
+from remixer.mixers.long_short.mixer import LongShortMixer
 from remixer.mixers.toeplitz import ToeplitzMixer
 from remixer.rewrite.program import Program
 
@@ -53,6 +55,11 @@ def _frequency_toeplitz(mixer: Mixer, node: fx.Node) -> nn.Module:
     return LoweredToeplitz(mixer, tokens)
 
 
+def _long_short(mixer: Mixer, node: fx.Node) -> nn.Module:
+    assert isinstance(mixer, LongShortMixer)
+    return LoweredLongShort.of(mixer)
+
+
 def _fixed_length(node: fx.Node) -> int | None:
     """How many tokens a mixer sees, or None if that differs from run to run."""
     value = node.meta.get("val")
@@ -63,4 +70,5 @@ def _fixed_length(node: fx.Node) -> int | None:
 _LOWERED: dict[type[Mixer], Callable[[Mixer, fx.Node], nn.Module]] = {
     ToeplitzMixer: _toeplitz,
     FrequencyToeplitzMixer: _frequency_toeplitz,
+    LongShortMixer: _long_short,
 }

@@ -6,7 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from remixer.export.onnx.block_transform import ROWS, Factors, columns_for, factors, inverse, product, transform
+from remixer.export.onnx.block_transform import (
+    ROWS,
+    Factors,
+    by_rows,
+    columns_for,
+    factors,
+    inverse,
+    product,
+    transform,
+)
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.toeplitz_operator import ToeplitzOperator
 
@@ -24,13 +33,16 @@ class LoweredToeplitz(nn.Module):
         self.spec, self.normalise, self.gates = mixer.spec, mixer.normalise, mixer.config.gate
         self.gate = mixer.gate
         self.mixer = mixer if tokens is None else None
+        down, up = by_rows(mixer.encoder.dtype)
+        self.register_buffer("down", down, persistent=False)
+        self.register_buffer("up", up, persistent=False)
         if tokens is None:
             return
         with torch.no_grad():
             coefficients = mixer.coefficients(tokens)
-            turns = factors(columns_for(tokens), coefficients)
-            for name, tensor in zip(Factors._fields, turns, strict=True):
-                self.register_buffer(name, tensor, persistent=False)
+            turns = factors(columns_for(tokens), down, up)
+            self.register_buffer("twiddle", turns.twiddle, persistent=False)
+            self.register_buffer("across", turns.across, persistent=False)
             spectrum = _spectrum(coefficients, turns, tokens, self.spec.causal)
             self.register_buffer("spectrum", spectrum, persistent=False)
             if self.normalise:
@@ -61,7 +73,7 @@ class LoweredToeplitz(nn.Module):
                 sums, itself = self.get_buffer("sums"), self.get_buffer("itself")
         else:
             coefficients = self.mixer.coefficients(T)
-            turns = factors(columns_for(T), coefficients)
+            turns = factors(columns_for(T), self.get_buffer("down"), self.get_buffer("up"))
             spectrum = _spectrum(coefficients, turns, T, causal)
             if self.normalise:
                 sums, itself = _row_sums(coefficients, T, causal)

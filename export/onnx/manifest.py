@@ -81,7 +81,7 @@ def operators_of(model: Any) -> dict[str, int]:
 
 def versions() -> dict[str, str]:
     """Of the packages that have a say in a file."""
-    found = {"torch": torch.__version__}
+    found = {"torch": str(torch.__version__)}
     for name in ("remixer", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu"):
         try:
             found[name] = metadata.version(name)

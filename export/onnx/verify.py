@@ -49,14 +49,14 @@ def verify(program: Program, path: Path, provider: Provider, source: ExportedPro
         except Exception as error:  # onnxruntime has an exception class per status
             raise OnnxMismatchError(f"onnxruntime fails on {trial.name}: {str(error).splitlines()[0]}") from error
         for name, got, want in zip(session.outputs, outputs, expected, strict=True):
-            error = difference(got, want, trial)
-            if not error <= tolerance:
+            found = difference(got, want, trial)
+            if not found <= tolerance:
                 place = first_difference(source, path, provider, feeds, trial, tolerance)
                 raise OnnxMismatchError(
-                    f"the ONNX file differs from torch by {error:.2g} in {name}, allowed {tolerance:.2g}, on "
+                    f"the ONNX file differs from torch by {found:.2g} in {name}, allowed {tolerance:.2g}, on "
                     f"{trial.name}. {place}"
                 )
-            worst = max(worst, error)
+            worst = max(worst, found)
         tried += 1
     if not tried:
         raise ExportError("torch itself runs on none of the inputs that the file was to be tried on")
@@ -70,7 +70,7 @@ def feeds_of(call: Any) -> dict[str, Tensor]:
 
 
 def difference(got: Tensor, want: Tensor, trial: Trial) -> float:
-    """The largest difference where tokens exist, over the largest number expected (1 at least); inf for other shapes."""
+    """The largest difference where tokens exist, over the largest number (1 at least); inf for other shapes."""
     if got.shape != want.shape:
         return float("inf")
     exist = trial.exist

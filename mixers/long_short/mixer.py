@@ -16,7 +16,7 @@ from remixer.mixers.long_short.dual_norm import dual_norm
 from remixer.mixers.long_short.memory import Limit
 from remixer.mixers.long_short.reference import long_short_reference
 from remixer.mixers.long_short.retrieval import choose
-from remixer.mixers.long_short.sight import Sight, covers
+from remixer.mixers.long_short.sight import Sight, Tokens, covers
 from remixer.mixers.long_short.stream import Stream
 from remixer.mixers.long_short.summaries import pool
 from remixer.mixers.long_short.tiled_attention import mix_with_retrieved
@@ -178,8 +178,21 @@ class LongShortMixer(Mixer):
         if self.retrieve and not whole:
             chosen = choose(query, near_key, exist, spec, config)
             return mix_with_retrieved(query, keys, values, sight, self.summary_bias, bias, chosen, dropout=dropout)
-        masked = padding is not None
-        return mix(query, keys, values, sight, self.summary_bias, bias, masked=masked, dropout=dropout)
+        return self.mix(query, keys, values, sight, bias, masked=padding is not None, dropout=dropout)
+
+    def mix(
+        self,
+        query: Tensor,
+        keys: Tokens,
+        values: Tokens,
+        sight: Sight,
+        offsets: Tensor | None,
+        *,
+        masked: bool,
+        dropout: float,
+    ) -> Tensor:
+        """The attention over [summaries; sinks; window], (B, H, T, E), in the form that is fastest here."""
+        return mix(query, keys, values, sight, self.summary_bias, offsets, masked=masked, dropout=dropout)
 
     def near(self, tokens: Tensor) -> Tensor:
         """Keys or values as the window shows them, (B, G, S, D)."""

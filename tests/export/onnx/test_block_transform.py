@@ -4,10 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from remixer.export.onnx.block_transform import ROWS, columns_for, factors, inverse, product, transform
+from remixer.export.onnx.block_transform import ROWS, by_rows, columns_for, inverse, product, transform
+from remixer.export.onnx.block_transform import factors as factors_of
 from remixer.testing import assert_close
 
 LENGTHS = [1, 2, 63, 64, 65, 200, 1000]
+
+
+def factors(columns, like):
+    return factors_of(columns, *by_rows(like.dtype))
 
 
 def spectrum(sequences, columns):

@@ -153,7 +153,7 @@ def test_a_wrong_graph_leaves_no_file_and_says_where_it_goes_wrong(model, tmp_pa
     path = tmp_path / "model.onnx"
     path.write_bytes(b"what was there")
     with pytest.raises(
-        OnnxMismatchError, match=r"differs from torch by .* on inputs .*first node that differs is scaled_dot"
+        OnnxMismatchError, match=r"differs from torch by .* on inputs .*first node that differs is scaled_"
     ):
         to_onnx(small, path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
@@ -172,5 +172,5 @@ def test_the_model_is_as_it_was(model, tmp_path):
 
 def test_a_folder_that_is_not_there(model, tmp_path):
     small = remixer.remix(model, "softmax", inputs())
-    with pytest.raises(ValueError, match="there is no folder .*nowhere to write model.onnx to"):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere to write model\.onnx to"):
         to_onnx(small, tmp_path / "nowhere" / "model.onnx")

@@ -39,7 +39,7 @@ TARGETS = {  # the least ratio to the peer that is promised, by graph and length
     "toeplitz": {512: 1, 4096: 3, 8192: 5, 16384: 10},
 }
 PEER = "transformers"
-LONGEST_PEER = 8192  # beyond it the peer's scores alone take more memory than there is
+LONGEST = {PEER: 8192, "softmax": 4096}  # beyond them scores take more memory than there is, alone and side by side
 POSITIONS = 512
 PATIENCE = 20.0  # seconds that one turn of a graph may take before fewer are made
 
@@ -111,13 +111,11 @@ def main() -> None:
 def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows, one for each graph and length."""
     names = [PEER, *CONFIGS]
-    sessions = {name: Session(folder / f"{name}.onnx", threads=options.threads) for name in names}
     rows = []
     for length in track(options.lengths, "lengths"):
         inputs = inputs_of(length)
-        there = [name for name in names if name != PEER or length <= LONGEST_PEER]
-        if length > LONGEST_PEER:
-            there.remove("softmax")
+        there = [name for name in names if length <= LONGEST.get(name, length)]
+        sessions = {name: Session(folder / f"{name}.onnx", threads=options.threads) for name in there}
         turns: dict[str, list[float]] = {name: [] for name in there}
         for name in there:
             sessions[name](inputs)
@@ -128,6 +126,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
                 sessions[name](inputs)
                 turns[name].append(time.perf_counter() - start)
             runs -= 1 if sum(turns[each][-1] for each in there) < PATIENCE else 2
+        sessions.clear()  # they keep what they took
         for name in there:
             ratio = None
             if PEER in turns:

@@ -57,6 +57,15 @@ def million(result: dict[str, Any], left: Axes, right: Axes) -> None:
     right.set_xlabel("GiB at most")
 
 
+def onnx_encoder(result: dict[str, Any], left: Axes, right: Axes) -> None:
+    """Milliseconds and memory of one run over the length, graph by graph."""
+    rows = [{**row, "mixer": row["graph"]} for row in result["rows"]]
+    _lines(left, rows, lambda row: row["seconds"] * 1e3)
+    left.set_ylabel("milliseconds")
+    _lines(right, rows, lambda row: max(row["bytes"], 2**20) / 2**20)
+    right.set_ylabel("MiB at most")
+
+
 def _lines(axes: Axes, rows: list[dict[str, Any]], height: Callable[[dict[str, Any]], float]) -> None:
     for name in dict.fromkeys(row["mixer"] for row in rows):
         mine = [row for row in rows if row["mixer"] == name]
@@ -73,7 +82,7 @@ def _bars(axes: Axes, values: dict[str, float]) -> None:
 
 
 PLOTS: dict[str, Callable[[dict[str, Any], Axes, Axes], None]] = {
-    draw.__name__: draw for draw in (mixers, scaling, long_range, million)
+    draw.__name__: draw for draw in (mixers, scaling, long_range, million, onnx_encoder)
 }
 
 

@@ -58,7 +58,12 @@ def rendered() -> str:
         source(perplexity, "perplexity"),
         *needle(),
         *mixers(),
-        *(part for table_of in (others, scaling, million) if measured(table_of.__name__) for part in table_of()),
+        *(
+            part
+            for table_of in (others, scaling, million, onnx_encoder)
+            if measured(table_of.__name__)
+            for part in table_of()
+        ),
         f"\n`remix` of SmolLM2, all 30 sites, takes {compiled['rows'][0]['ratio']:.2f} times the `torch.export.export` "
         f"call inside it ({compiled['rows'][0]['remix']:.1f} s against {compiled['rows'][0]['export']:.1f} s).\n",
         source(compiled, "compile_time"),
@@ -157,6 +162,31 @@ def million() -> list[str]:
         f"{result['original_seconds'] / 3600:.1f} hours, extrapolated:\n\n",
         table(["mixer", "seconds", "times the floor", "memory"], rows),
         source(result, "million"),
+    ]
+
+
+def onnx_encoder() -> list[str]:
+    """MiniLM in onnxruntime."""
+    result = load("onnx_encoder")
+    lengths = list(dict.fromkeys(row["length"] for row in result["rows"]))
+    cells: dict[str, dict[int, str]] = {}
+    for row in result["rows"]:
+        ratio = "" if row["ratio"] is None or row["graph"] == "transformers" else f"{row['ratio']:.2f}x, "
+        text = f"{ratio}{row['seconds'] * 1e3:,.0f} ms, {row['bytes'] / 2**20:,.0f} MiB"
+        cells.setdefault(row["graph"], {})[row["length"]] = text
+    rows = [
+        [
+            "the original, by transformers' exporter" if name == "transformers" else f"`{name}`",
+            *(found.get(length, "-") for length in lengths),
+        ]
+        for name, found in cells.items()
+    ]
+    return [
+        "\nThe real MiniLM in onnxruntime on the CPU, one text: the original as transformers' own exporter writes and "
+        "fuses it, and what `remixer.export.to_onnx` writes: times faster, milliseconds, memory "
+        "([plot](benchmarks/results/onnx_encoder.png)):\n\n",
+        table(["graph", *(f"{length:,} tokens" for length in lengths)], rows),
+        source(result, "onnx_encoder"),
     ]
 
 

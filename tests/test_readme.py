@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_its_python_runs_and_prints_a_report(capsys):
+def test_its_python_runs_and_prints_a_report(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
     for block in blocks:
@@ -17,6 +18,7 @@ def test_its_python_runs_and_prints_a_report(capsys):
     printed = capsys.readouterr().out
     assert "4 attentions: 4 understood; grows as n^2" in printed
     assert "torch.Size([1, 5000, 64])" in printed
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.onnx.json"}
     shown = re.search(r"```text\n(.*?)```", README, re.DOTALL)
     assert shown is not None
     for line in shown[1].splitlines():

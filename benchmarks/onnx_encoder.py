@@ -94,6 +94,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         export_seconds = export_all(Path(folder))
         rows = measure(Path(folder), options)
+    command = " ".join(["python", "benchmarks/onnx_encoder.py", *sys.argv[1:]])
+    result = {"command": command, "machine": describe(), "export_seconds": export_seconds, "rows": rows}
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console = Console(width=120)
     table = Table("graph", "length", "ms", "ratio", "target", "peak MiB", title="MiniLM in onnxruntime")
     for row in rows:
@@ -103,9 +106,6 @@ def main() -> None:
         cells = [f"{row['seconds'] * 1e3:.1f}", ratio, met, f"{row['bytes'] / 2**20:,.0f}"]
         table.add_row(row["graph"], f"{row['length']:,}", *cells)
     console.print(table)
-    command = " ".join(["python", "benchmarks/onnx_encoder.py", *sys.argv[1:]])
-    result = {"command": command, "machine": describe(), "export_seconds": export_seconds, "rows": rows}
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -134,7 +134,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
             grown = alone(__file__, "--measure-memory", folder / f"{name}.onnx", length, "--threads", options.threads)
             row = {"graph": name, "length": length, "seconds": statistics.median(turns[name]), "ratio": ratio}
             rows.append({**row, "bytes": grown})
-            if length in TARGETS.get(name, {}):
+            if ratio is not None and length in TARGETS.get(name, {}):
                 rows[-1]["target"] = TARGETS[name][length]
     return rows
 

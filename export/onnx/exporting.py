@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 
 from remixer.export.errors import ExportError
@@ -90,6 +91,12 @@ def to_onnx(
 
 def _program(model: Any) -> Program:
     if isinstance(model, fx.GraphModule) and "program" in model.meta:
+        for name, weight in model.named_parameters():
+            if weight.is_floating_point() and weight.dtype != torch.float32:
+                raise ExportError(
+                    f"cannot export {name}, which is in {weight.dtype}: ONNX files are written in float32 so far. "
+                    "What to do: call .float() on the model first"
+                )
         return Program.of(model)
     raise ExportError(
         f"to_onnx takes what remixer.remix gave, got {type(model).__name__}. To export a model as it is, "

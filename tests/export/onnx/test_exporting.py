@@ -174,3 +174,9 @@ def test_a_folder_that_is_not_there(model, tmp_path):
     small = remixer.remix(model, "softmax", inputs())
     with pytest.raises(ValueError, match=r"there is no folder .*nowhere to write model\.onnx to"):
         to_onnx(small, tmp_path / "nowhere" / "model.onnx")
+
+
+def test_other_precisions_are_refused(model, tmp_path):
+    small = remixer.remix(model, "softmax", inputs()).bfloat16()
+    with pytest.raises(ExportError, match=r"embedding\.weight, which is in torch\.bfloat16.*call \.float\(\)"):
+        to_onnx(small, tmp_path / "model.onnx")

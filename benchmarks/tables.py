@@ -172,7 +172,8 @@ def onnx_encoder() -> list[str]:
     cells: dict[str, dict[int, str]] = {}
     for row in result["rows"]:
         ratio = "" if row["ratio"] is None or row["graph"] == "transformers" else f"{row['ratio']:.2f}x, "
-        text = f"{ratio}{row['seconds'] * 1e3:,.0f} ms, {row['bytes'] / 2**20:,.0f} MiB"
+        memory = "" if row["bytes"] is None else f", {row['bytes'] / 2**20:,.0f} MiB"
+        text = f"{ratio}{row['seconds'] * 1e3:,.0f} ms{memory}"
         cells.setdefault(row["graph"], {})[row["length"]] = text
     rows = [
         [
@@ -183,7 +184,7 @@ def onnx_encoder() -> list[str]:
     ]
     return [
         "\nThe real MiniLM in onnxruntime on the CPU, one text: the original as transformers' own exporter writes and "
-        "fuses it, and what `remixer.export.to_onnx` writes: times faster, milliseconds, memory "
+        "fuses it, and what `remixer.export.to_onnx` writes: times faster, milliseconds "
         "([plot](benchmarks/results/onnx_encoder.png)):\n\n",
         table(["graph", *(f"{length:,} tokens" for length in lengths)], rows),
         source(result, "onnx_encoder"),

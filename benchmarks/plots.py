@@ -64,7 +64,7 @@ def onnx_encoder(result: dict[str, Any], left: Axes, right: Axes) -> None:
     left.set_ylabel("milliseconds")
     faster = [row for row in rows if row["ratio"] is not None]
     _lines(right, faster, lambda row: row["ratio"])
-    right.set_ylabel("times faster than transformers' own exporter")
+    right.set_ylabel("times faster than the peer")
 
 
 def _lines(axes: Axes, rows: list[dict[str, Any]], height: Callable[[dict[str, Any]], float]) -> None:

@@ -59,7 +59,7 @@ def inputs(T=20, B=2):
 @pytest.fixture(scope="module", params=[False, True], ids=["bidirectional", "causal"])
 def model(request):
     torch.manual_seed(0)
-    return Model(causal=request.param).eval()
+    return Model(causal=request.param, layers=1).eval()
 
 
 CHOICES = [
@@ -68,7 +68,6 @@ CHOICES = [
     LongShort(window=33, rank=0, sinks=0),
     Toeplitz(),
     Toeplitz(per="head", gate="query", normalise=False),
-    {"blocks.0": "toeplitz", "*": None},
 ]
 
 
@@ -92,6 +91,14 @@ def test_a_file_runs_at_any_size_and_gives_torchs_numbers(model, mixer, tmp_path
         got = session(call)[session.outputs.index("hidden")]
         exist = call["mask"].bool()
         assert float((got - want)[exist].abs().max()) < 1e-4
+
+
+def test_sites_that_are_kept(tmp_path):
+    torch.manual_seed(0)
+    small = remixer.remix(Model().eval(), {"blocks.0": "toeplitz", "*": None}, inputs())
+    manifest = to_onnx(small, tmp_path / "model.onnx")
+    assert list(manifest.mixers) == ["blocks.0.mixer"]
+    assert manifest.error < 1e-5
 
 
 def test_grouped_heads_and_offset_bias(tmp_path):

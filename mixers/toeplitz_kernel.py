@@ -65,8 +65,7 @@ def kernel_of(coefficients: Tensor, causal: bool, normalise: bool, form: Form) -
         normalise: rows will be divided by their sums.
         form: see Kernel.
     """
-    T = tokens_of(coefficients, causal)
-    length = transform_length(T)
+    length = transform_length(tokens_of(coefficients, causal))
     weights = coefficients
     if form == "matrix":
         weights = toeplitz_matrix(coefficients, causal)[:, 0].contiguous()
@@ -74,11 +73,21 @@ def kernel_of(coefficients: Tensor, causal: bool, normalise: bool, form: Form) -
         weights = spectrum_of(coefficients, length, causal)
     if not normalise:
         return Kernel(form, weights, length, causal)
-    middle = 0 if causal else T - 1
+    sums, itself = row_sums(coefficients, causal)
+    return Kernel(form, weights, length, causal, sums.reciprocal(), itself.transpose(1, 2))
+
+
+def row_sums(coefficients: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """The sum of each row over all keys (H, E or 1, T), and what each query gives itself (H, E or 1, 1), never 0.
+
+    Args:
+        coefficients: (H, E or 1, offsets), positive.
+        causal: the offsets are 0..T-1, else -(T-1)..T-1.
+    """
+    middle = 0 if causal else tokens_of(coefficients, causal) - 1
     sums = coefficients[..., middle:].cumsum(-1)
     if not causal:
         sums = sums + F.pad(coefficients[..., :middle].flip(-1).cumsum(-1).flip(-1), (0, 1))
     tiny = torch.finfo(coefficients.dtype).tiny
     # A slice: torch.compile would make a graph of its own for every index.
-    itself = coefficients[..., middle : middle + 1].clamp(min=tiny).transpose(1, 2)
-    return Kernel(form, weights, length, causal, sums.clamp(min=tiny).reciprocal(), itself)
+    return sums.clamp(min=tiny), coefficients[..., middle : middle + 1].clamp(min=tiny)

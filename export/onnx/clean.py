@@ -9,8 +9,7 @@ def clean(model: Any) -> None:
     """Edit an onnx_ir.Model in place; its numbers stay the same."""
     import onnx_ir.passes.common as common
 
-    for step in (_residuals_as_sums,):
-        step(model)
+    _residuals_as_sums(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
 

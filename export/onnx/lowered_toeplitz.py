@@ -17,6 +17,7 @@ from remixer.export.onnx.block_transform import (
     transform,
 )
 from remixer.mixers.precision import at_least_float32
+from remixer.mixers.toeplitz_kernel import row_sums
 from remixer.mixers.toeplitz_operator import ToeplitzOperator
 
 
@@ -46,7 +47,7 @@ class LoweredToeplitz(nn.Module):
             spectrum = _spectrum(coefficients, turns, tokens, self.spec.causal)
             self.register_buffer("spectrum", spectrum, persistent=False)
             if self.normalise:
-                sums, itself = _row_sums(coefficients, tokens, self.spec.causal)
+                sums, itself = (each.transpose(1, 2) for each in row_sums(coefficients, self.spec.causal))
                 self.register_buffer("sums", sums, persistent=False)
                 self.register_buffer("itself", itself, persistent=False)
 
@@ -76,7 +77,7 @@ class LoweredToeplitz(nn.Module):
             turns = factors(columns_for(T), self.get_buffer("down"), self.get_buffer("up"))
             spectrum = _spectrum(coefficients, turns, T, causal)
             if self.normalise:
-                sums, itself = _row_sums(coefficients, T, causal)
+                sums, itself = (each.transpose(1, 2) for each in row_sums(coefficients, causal))
         mixed = _times(spectrum, value.to(dtype), turns)
         if sums is not None and itself is not None:
             if padding is not None:
@@ -106,15 +107,3 @@ def _spectrum(coefficients: Tensor, turns: Factors, tokens: int, causal: bool) -
     if not causal:
         circular = torch.cat([circular, coefficients[..., :middle]], -1)
     return transform(circular.transpose(1, 2), turns)
-
-
-def _row_sums(coefficients: Tensor, tokens: int, causal: bool) -> tuple[Tensor, Tensor]:
-    """The sum of each row over all keys (H, T, E or 1), and what each query gives itself (H, 1, E or 1)."""
-    middle = 0 if causal else tokens - 1
-    tiny = torch.finfo(coefficients.dtype).tiny
-    sums = coefficients[..., middle:].cumsum(-1)
-    if not causal:
-        ahead = coefficients[..., :middle].flip(-1).cumsum(-1).flip(-1)
-        sums = sums + F.pad(ahead, (0, 1))
-    itself = coefficients[..., middle : middle + 1]
-    return sums.clamp(min=tiny).transpose(1, 2), itself.clamp(min=tiny).transpose(1, 2)

@@ -31,7 +31,7 @@ def attention(
         dropout_p: 0, in eval mode.
         is_causal: see torch.
         scale: see torch; given by all mixers.
-        enable_gqa: False; heads are repeated before.
+        enable_gqa: whether fewer key/value heads, (B, G, S, D), are shared by the query heads (B, H, T, D).
 
     Returns:
         (..., T, E); 0 where a bool mask hides all keys.
@@ -41,7 +41,7 @@ def attention(
     op: Any = opset20
 
     if enable_gqa:
-        raise NotImplementedError("grouped heads have to be repeated before scaled_dot_product_attention")
+        key, value = (_for_each_query_head(op, each, query) for each in (key, value))
     rank = len(query.shape)
     swapped = [*range(rank - 2), rank - 1, rank - 2]
     scores = op.MatMul(query, op.Transpose(key, perm=swapped))
@@ -51,7 +51,7 @@ def attention(
         attn_mask = _causal(op, query, key)
     if attn_mask is None:
         return op.MatMul(op.Softmax(scores, axis=-1), value)
-    if not _is_bool(attn_mask):
+    if not is_causal and not _is_bool(attn_mask):
         return op.MatMul(op.Softmax(op.Add(scores, attn_mask), axis=-1), value)
     seen, hidden = (op.CastLike(op.Constant(value_float=value), query) for value in (0.0, LOWEST))
     # Chosen where the mask is, which is the same for all heads: choosing among scores takes several times as long.
@@ -60,6 +60,13 @@ def attention(
         return mixed
     sees = op.ReduceMax(op.CastLike(attn_mask, query), op.Constant(value_ints=[-1]), keepdims=1)
     return op.Mul(mixed, sees)
+
+
+def _for_each_query_head(op: Any, tokens: Any, query: Any) -> Any:
+    """(B, G, S, D) to (B, H, S, D)."""
+    heads, groups = int(query.shape[1]), int(query.shape[1]) // int(tokens.shape[1])
+    repeated = op.Expand(op.Unsqueeze(tokens, [2]), [1, 1, groups, 1, 1])
+    return op.Reshape(repeated, [0, heads, -1, int(tokens.shape[3])])
 
 
 def _is_bool(mask: Any) -> bool:

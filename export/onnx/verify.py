@@ -35,9 +35,13 @@ def verify(program: Program, path: Path, provider: Provider, source: ExportedPro
 
     Raises:
         OnnxMismatchError: they differ; it says on which inputs, and which node does first.
-        ExportError: torch runs none of the trials.
+        ExportError: onnxruntime refuses the file, or torch runs none of the trials.
     """
-    session, tried, worst = Session(path, provider), 0, 0.0
+    try:
+        session = Session(path, provider)
+    except Exception as error:  # onnxruntime has an exception class per status
+        raise ExportError(f"onnxruntime refuses the graph: {str(error).splitlines()[0]}") from error
+    tried, worst = 0, 0.0
     for trial in trials(program):
         try:
             expected = [leaf for leaf in pytree.tree_leaves(run(program.graph_module, trial.call)) if _is_tensor(leaf)]

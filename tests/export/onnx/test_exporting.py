@@ -101,6 +101,23 @@ def test_sites_that_are_kept(tmp_path):
     assert manifest.error < 1e-5
 
 
+def test_a_kept_attention_with_grouped_heads(tmp_path):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.query, self.key = Block(32, 4, False), nn.Linear(32, 32), nn.Linear(32, 16)
+
+        def forward(self, hidden):
+            hidden = self.first(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
+            query, key = (each(hidden).unflatten(-1, (-1, 8)).transpose(1, 2) for each in (self.query, self.key))
+            mixed = F.scaled_dot_product_attention(query, key, key, is_causal=True, enable_gqa=True)
+            return mixed.transpose(1, 2).flatten(2)
+
+    torch.manual_seed(0)
+    small = remixer.remix(Both().eval(), {"first": "softmax", "*": None}, torch.randn(2, 20, 32))
+    assert to_onnx(small, tmp_path / "model.onnx").error < 1e-5
+
+
 def test_grouped_heads_and_offset_bias(tmp_path):
     class Biased(nn.Module):
         def __init__(self):
@@ -165,6 +182,14 @@ def test_a_wrong_graph_leaves_no_file_and_says_where_it_goes_wrong(model, tmp_pa
         to_onnx(small, path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_bytes() == b"what was there"
+
+
+def test_a_graph_that_onnxruntime_refuses_leaves_no_file(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("remixer.export.onnx.exporting._save", lambda graph, path: path.write_bytes(b"no graph"))
+    small = remixer.remix(model, "softmax", inputs())
+    with pytest.raises(ExportError, match="onnxruntime refuses the graph: "):
+        to_onnx(small, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_model_is_as_it_was(model, tmp_path):

@@ -53,7 +53,7 @@ def test_an_unknown_provider():
         runtime.check_install("tpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the error is that of machines without a GPU")
 def test_cuda_that_cannot_be_used_is_an_error_before_anything_is_done(tmp_path):
     with pytest.raises(ProviderError, match="export with provider='cpu'"):
         runtime.check_install("cuda")

@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from remixer.mixers.errors import MixerConfigError, NoStepError
@@ -170,3 +171,41 @@ class Mixer(nn.Module, abc.ABC):
             NoStepError: this mixer can't go token by token.
         """
         raise NoStepError(f"{self.config.name!r} can't go token by token")
+
+    def prefill(self, length: int, **operands: Tensor | None) -> tuple[Tensor, State]:
+        """What `forward` gives for the first tokens, and the state after them, from which `step` goes on.
+
+        Args:
+            length: how many tokens there will be at most, those to come included; see `initial_state`.
+            operands: see `forward`; a bias by offset is (H, 2 length - 1).
+
+        Returns:
+            (B, H, T, E), and the state.
+
+        Raises:
+            NoStepError: this mixer can't go token by token.
+        """
+        given, value, bias = dict(operands), operands["value"], operands.get("bias")
+        assert value is not None
+        if bias is not None:
+            T = value.shape[2]
+            given["bias"] = bias[:, length - T : length + T - 1]
+        return self.forward(**given), self.state_after(length, **operands)
+
+    def state_after(self, length: int, **operands: Tensor | None) -> State:
+        """The state after these first tokens; see `prefill`. Here one after the other, which no graph can hold."""
+        value = operands["value"]
+        assert value is not None
+        if torch.compiler.is_compiling():
+            raise NoStepError(f"{self.config.name!r} takes tokens in one by one with these options, a graph can't")
+        state = self.initial_state(value.shape[0], length, value)
+        for t in range(value.shape[2]):
+            _, state = self.step(state, **{name: _token(name, each, t) for name, each in operands.items()})
+        return state
+
+
+def _token(name: str, operand: Tensor | None, t: int) -> Tensor | None:
+    """What `step` is given of an operand for a token."""
+    if operand is None or name in ("bias", "sink"):
+        return operand
+    return operand.narrow(1 if name in ("padding", "source") else 2, t, 1)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from remixer.mixers.base import State
 from remixer.mixers.convolution import transform_length
 from remixer.mixers.frequency_reference import frequency_mixer_reference
 from remixer.mixers.registry import register
@@ -69,6 +71,15 @@ class FrequencyToeplitzMixer(ToeplitzOperator):
         past = taps[..., :tokens]
         both = past if self.spec.causal else torch.cat([taps[..., tokens + 1 :], past], -1)
         return self.seen(both, self.offsets(tokens), 0.0)
+
+    def prefill(self, length: int, **operands: Tensor | None) -> tuple[Tensor, State]:
+        """See Mixer.prefill. As if tokens that don't exist followed: the coefficients are those of the whole length."""
+        value = operands["value"]
+        assert value is not None
+        T = value.shape[2]
+        behind = {"value": (0, 0, 0, length - T), "query": (0, 0, 0, length - T), "padding": (0, length - T)}
+        whole = {name: each if each is None else F.pad(each, behind[name]) for name, each in operands.items()}
+        return self.forward(**whole)[:, :, :T], self.state_after(length, **operands)
 
     def _new_kernel(self, tokens: int, dtype: torch.dtype, form: Form) -> Kernel:
         if self.spec.windowed or form == "matrix" or transform_length(tokens) != 2 * tokens:

@@ -39,6 +39,24 @@ def empty_ring(coefficients: Tensor, batch: int, heads: int, channels: int, coun
     return state
 
 
+def fill_ring(state: State, value: Tensor, exist: Tensor | None) -> State:
+    """The empty state with the first tokens in it: value (B, G, T, E), exist (B, 1, T, 1) for a state that counts."""
+    last = torch.arange(value.shape[2], device=value.device)[-1]
+    token, there = in_slots(last, state["kernel"].shape[1])
+    state = {**state, "position": (last + 1).view(1)}
+    for name, tokens in (("values", value), ("exist", exist)):
+        if tokens is not None:
+            held = tokens.index_select(2, token).masked_fill(~there[:, None], 0.0)
+            state[name] = held.to(state[name].dtype)
+    return state
+
+
+def in_slots(last: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Which token each slot of a ring holds, (size,), and whether it holds any, when token `last` was the last."""
+    token = last - (last - torch.arange(size, device=last.device)) % size
+    return token.clamp(min=0), token >= 0
+
+
 def step_ring(state: State, value: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor | None, State]:
     """Take in one token, and give what it sees; what is N tokens old or older is forgotten.
 

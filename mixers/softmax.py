@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
+from remixer.mixers.base import Mixer, MixerConfig, Order, State, Unsupported
+from remixer.mixers.key_value_cache import empty_cache, extended, kept_in_cache, seen_in_cache
 from remixer.mixers.masks import added_mask, allowed_keys
 from remixer.mixers.offset_bias import dense_bias, existing_places
 from remixer.mixers.registry import register
@@ -188,6 +189,52 @@ class Softmax(Mixer):
         make = (spec, query.shape[2], key.shape[2], padding)
         mask = allowed_keys(*make, query.device) if spec.dead_rows == "zero" else added_mask(*make, query)
         return attend(query, key, value, mask, spec=spec, dropout=dropout, sink=sink)
+
+    def initial_state(self, batch: int, length: int, like: Tensor) -> State:
+        """See Mixer.initial_state: no key yet, of a window as many as it reaches back to, which don't exist.
+
+        Raises:
+            NoStepError: the attention is not causal, or has a dense bias.
+        """
+        return empty_cache(self.spec, batch, like)
+
+    def step(
+        self,
+        state: State,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+        sink: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """See Mixer.step; also for several tokens at once. Time and memory grow with the tokens before."""
+        assert query is not None
+        assert key is not None
+        assert value is not None
+        spec, (B, _, T, _) = self.spec, query.shape
+        whole = extended(state, key, value, padding)
+        mask = seen_in_cache(spec, whole, T, bias, query)
+        if sink is None and spec.groups > 1 and T == 1:  # the heads that share keys become rows: nothing is repeated
+            rows = query.unflatten(1, (spec.kv_heads, -1)).flatten(2, 3)
+            if mask is not None and mask.shape[1] > 1:
+                mask = mask.unflatten(1, (spec.kv_heads, -1)).flatten(2, 3)
+            one = replace(spec, heads=spec.kv_heads)
+            mixed = attend(rows, whole["key"], whole["value"], mask, spec=one)
+            mixed = mixed.unflatten(2, (-1, 1)).flatten(1, 2)
+        else:
+            mixed = attend(query, whole["key"], whole["value"], mask, spec=spec, sink=sink)
+        return mixed, kept_in_cache(spec, whole)
+
+    def state_after(self, length: int, **operands: Tensor | None) -> State:
+        """See Mixer.state_after."""
+        key, value = operands["key"], operands["value"]
+        assert key is not None
+        assert value is not None
+        empty = self.initial_state(value.shape[0], length, value)
+        return kept_in_cache(self.spec, extended(empty, key, value, operands.get("padding")))
 
     def reference(
         self,

@@ -18,7 +18,7 @@ from remixer.mixers.local_kernel import LocalKernel
 from remixer.mixers.position_encoder import PositionEncoder
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.recent import Recent
-from remixer.mixers.ring_buffer import empty_ring, step_ring
+from remixer.mixers.ring_buffer import empty_ring, fill_ring, step_ring
 from remixer.mixers.spec import AttentionSpec
 from remixer.mixers.toeplitz_kernel import Form, Kernel, kernel_of
 
@@ -194,6 +194,19 @@ class ToeplitzOperator(Mixer):
         if seen is not None:
             mixed = mixed / torch.maximum(seen, state["itself"])
         return self._gated(mixed, query, value), state
+
+    def state_after(self, length: int, **operands: Tensor | None) -> State:
+        """See Mixer.state_after."""
+        value, padding = operands["value"], operands.get("padding")
+        assert value is not None
+        state = self.initial_state(value.shape[0], length, value)
+        if "kernel" not in state:
+            return super().state_after(length, **operands)
+        exist = value.new_ones(value.shape[0], 1, value.shape[2], 1)
+        if padding is not None:
+            exist = padding[:, None, :, None].to(value.dtype)
+            value = value.masked_fill(~padding[:, None, :, None], 0.0)
+        return fill_ring(state, value, exist if self.normalise else None)
 
     def _advance(self, state: State, value: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor | None, State]:
         """What the token sees (B, H, 1, E), the sum of its coefficients where rows are normalised, the new state."""

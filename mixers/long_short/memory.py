@@ -41,14 +41,9 @@ class Memory:
     @classmethod
     def of(cls, limit: Limit, per_size: int, segments: int) -> Memory:
         """With as many levels as so many segments need; in a graph, which doesn't know how many there are, all."""
-        if limit != "dyadic":
-            return cls(limit, per_size, segments, 1)
-        levels, left = 1, segments
-        if torch.compiler.is_compiling():
+        if limit == "dyadic" and torch.compiler.is_compiling():
             return cls(limit, per_size, segments, MOST_LEVELS, halved=False)
-        while left > per_size + 1 and levels < MOST_LEVELS:
-            left, levels = (left - per_size) // 2, levels + 1
-        return cls(limit, per_size, segments, levels)
+        return cls(limit, per_size, segments, levels_for(limit, per_size, segments))
 
     @property
     def sizes(self) -> list[int]:
@@ -133,6 +128,14 @@ class Memory:
         for _ in range(1, self.levels):
             levels.append(pairs(levels[-1], 1).sum(2))
         return torch.cat(levels, 1)
+
+
+def levels_for(limit: Limit, per_size: int, segments: int) -> int:
+    """How many levels so many segments need."""
+    levels, left = 1, segments
+    while limit == "dyadic" and left > per_size + 1 and levels < MOST_LEVELS:
+        left, levels = (left - per_size) // 2, levels + 1
+    return levels
 
 
 def existing_in_segments(exist: Tensor, segment: int) -> Tensor:

@@ -18,6 +18,7 @@ from remixer.mixers.long_short.reference import long_short_reference
 from remixer.mixers.long_short.retrieval import choose
 from remixer.mixers.long_short.sight import Sight, Tokens, covers
 from remixer.mixers.long_short.stream import Stream
+from remixer.mixers.long_short.stream_start import after_summaries, after_tokens
 from remixer.mixers.long_short.summaries import pool
 from remixer.mixers.long_short.tiled_attention import mix_with_retrieved
 from remixer.mixers.masks import allowed_keys
@@ -243,6 +244,22 @@ class LongShortMixer(Mixer):
             columns.append(stream.summaries(state, self.far_normed, self.summary_bias, bias))
         mixed = stream.attend(query, columns, self.spec.dropout if self.training else 0.0)
         return mixed, {**state, "time": state["time"] + 1}
+
+    def state_after(self, length: int, **operands: Tensor | None) -> State:
+        """See Mixer.state_after."""
+        if self.retrieve:
+            return super().state_after(length, **operands)
+        key, value, source, padding = (operands.get(name) for name in ("key", "value", "source", "padding"))
+        assert key is not None
+        assert value is not None
+        stream, (B, _, T, _) = self._stream(), value.shape
+        exist = value.new_ones(B, T, dtype=torch.bool) if padding is None else padding
+        state = stream.initial_state(B, length, value)
+        state = after_tokens(stream, state, self.near(key), self.near(value), exist)
+        if self.rank and self.pooling is not None:
+            reads = key if source is None or self.config.project_from == "key" else source[:, None]
+            state = after_summaries(stream, state, self.pooling, reads, key, value, exist)
+        return state
 
     def _stream(self) -> Stream:
         if not self.spec.causal:

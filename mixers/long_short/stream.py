@@ -17,7 +17,7 @@ from torch import Tensor
 from remixer.mixers.base import State
 from remixer.mixers.eager import written
 from remixer.mixers.long_short.joint_attention import hidden_score, joint_attention
-from remixer.mixers.long_short.memory import Memory
+from remixer.mixers.long_short.memory import Memory, levels_for
 from remixer.mixers.long_short.offset_columns import node_masses
 from remixer.mixers.long_short.retrieval_stream import Library
 from remixer.mixers.long_short.summaries import log_share
@@ -78,7 +78,7 @@ class Stream:
             state["sink_value"] = like.new_zeros(batch, G, self.sinks, E)
             state["sink_time"] = like.new_full((batch, self.sinks), -1, dtype=whole)
         if self.rank:
-            levels = Memory.of(self.config.memory, self.config.per_size, -(-length // self.config.segment)).levels
+            levels = levels_for(self.config.memory, self.config.per_size, -(-length // self.config.segment))
             nodes = (levels, self._ring(length))
             state["far_key"] = like.new_zeros(batch, G, *nodes, self.rank, D, dtype=wide)
             state["far_value"] = like.new_zeros(batch, G, *nodes, self.rank, E, dtype=wide)

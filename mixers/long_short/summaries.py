@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -100,16 +102,48 @@ def _merged(far_key: Tensor, far_value: Tensor, mass: Tensor, levels: int) -> tu
     Returns:
         (B, G, nodes, rank, D) and (B, G, nodes, rank, E).
     """
-    keys, values, dtype = [far_key], [far_value], mass.dtype
-    far_key, far_value = far_key.to(dtype), far_value.to(dtype)
+    dtype, level = far_key.dtype, Level(mass, far_key.to(mass.dtype), far_value.to(mass.dtype))
+    keys, values = [far_key], [far_value]
     for _ in range(1, levels):
-        two = pairs(mass, 2, torch.finfo(dtype).min)  # (B, G, nodes, 2, rank)
-        share = torch.softmax(two, 3)[..., None]
-        far_key, far_value = ((share * pairs(x, 2)).sum(3) for x in (far_key, far_value))
-        mass = two.logsumexp(3).clamp(min=torch.finfo(dtype).min)
-        keys.append(far_key.to(keys[0].dtype))
-        values.append(far_value.to(values[0].dtype))
+        level = level.merged()
+        keys.append(level.key.to(dtype))
+        values.append(level.value.to(dtype))
     return torch.cat(keys, 2), torch.cat(values, 2)
+
+
+class Level(NamedTuple):
+    """All nodes of one level of the memory, in float32 at least.
+
+    Attributes:
+        mass: (B, G, nodes, rank), the logarithm of what each softmax was divided by.
+        key: (B, G, nodes, rank, D).
+        value: (B, G, nodes, rank, E).
+    """
+
+    mass: Tensor
+    key: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(cls, pooling: Tensor, reads: Tensor, key: Tensor, value: Tensor, exist: Tensor, segment: int) -> Level:
+        """The lowest level, a last incomplete segment included; see `pool`."""
+        logits = pooling.transpose(1, 2) @ reads.transpose(2, 3)
+        logits = logits.to(at_least_float32(logits.dtype))
+        least = torch.finfo(logits.dtype).min
+        logits = to_multiple(logits.masked_fill(~exist[:, None, None], least), 3, segment, least)
+        logits = logits.unflatten(3, (-1, segment))  # (B, G, rank, segments, size)
+        P = torch.softmax(logits, -1) * _in_segments(exist[:, None, None], 3, segment)
+        P = P.transpose(2, 3)
+        far = (P @ _in_segments(each.to(P.dtype), 2, segment) for each in (key, value))
+        return cls(logits.logsumexp(-1).transpose(2, 3).clamp(min=least), *far)
+
+    def merged(self) -> Level:
+        """The next level, every two nodes made one."""
+        least = torch.finfo(self.mass.dtype).min
+        two = pairs(self.mass, 2, least)  # (B, G, nodes, 2, rank)
+        share = torch.softmax(two, 3)[..., None]
+        key, value = ((share * pairs(each, 2)).sum(3) for each in (self.key, self.value))
+        return Level(two.logsumexp(3).clamp(min=least), key, value)
 
 
 def _in_segments(tokens: Tensor, dim: int, segment: int | None) -> Tensor:

@@ -1,7 +1,19 @@
 """What leaves the process: ONNX files so far; artifacts and partitions are not built yet."""
 
 from remixer.export.errors import ExportError, OnnxInstallError, OnnxMismatchError, ProviderError
+from remixer.export.onnx.decoder import OnnxDecoder
+from remixer.export.onnx.decoder_exporting import DecoderManifest, to_onnx_decoder
 from remixer.export.onnx.exporting import to_onnx
 from remixer.export.onnx.manifest import Manifest
 
-__all__ = ["ExportError", "Manifest", "OnnxInstallError", "OnnxMismatchError", "ProviderError", "to_onnx"]
+__all__ = [
+    "DecoderManifest",
+    "ExportError",
+    "Manifest",
+    "OnnxDecoder",
+    "OnnxInstallError",
+    "OnnxMismatchError",
+    "ProviderError",
+    "to_onnx",
+    "to_onnx_decoder",
+]

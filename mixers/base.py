@@ -63,12 +63,15 @@ class Mixer(nn.Module, abc.ABC):
         config: the options it was built with.
         operands: names of the operands that `forward` needs, out of OPERANDS. Only these are wired to the
             graph; what nobody needs any more is swept away with its parameters.
+        of_tokens: names of the entries of its state that nothing decides but which tokens exist: mixers with the same
+            options share them.
     """
 
     Config: ClassVar[type[MixerConfig]]
     spec: AttentionSpec
     config: MixerConfig
     operands: tuple[str, ...] = ("query", "key", "value", "padding")
+    of_tokens: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, spec: AttentionSpec, config: MixerConfig) -> None:
         super().__init__()

@@ -145,6 +145,7 @@ class Softmax(Mixer):
     """The pretrained attention itself as one canonical operator: P = softmax(scale * Q K^T + mask)."""
 
     Config = SoftmaxConfig
+    of_tokens = ("exist",)
 
     def __init__(self, spec: AttentionSpec, config: SoftmaxConfig | None = None) -> None:
         super().__init__(spec, config or SoftmaxConfig())
@@ -214,7 +215,7 @@ class Softmax(Mixer):
         assert query is not None
         assert key is not None
         assert value is not None
-        spec, (B, _, T, _) = self.spec, query.shape
+        spec, T = self.spec, query.shape[2]
         whole = extended(state, key, value, padding)
         mask = seen_in_cache(spec, whole, T, bias, query)
         if sink is None and spec.groups > 1 and T == 1:  # the heads that share keys become rows: nothing is repeated

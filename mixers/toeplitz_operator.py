@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ class ToeplitzOperator(Mixer):
 
     config: OperatorConfig
     normalise = False
+    of_tokens: ClassVar[tuple[str, ...]] = ("position", "exist", "left")
 
     def __init__(self, spec: AttentionSpec, config: OperatorConfig, outputs: int = 1) -> None:
         super().__init__(spec, config)

@@ -11,3 +11,7 @@ class SelectionError(LookupError):
 
 class UnsupportedAttentionError(ValueError):
     """An attention that was chosen can't take the mixer that was asked for."""
+
+
+class StreamError(ValueError):
+    """A program can't go token by token."""

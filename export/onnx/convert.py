@@ -11,15 +11,13 @@ import warnings
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from remixer.export.errors import ExportError
 from remixer.export.onnx.attention import attention
 from remixer.export.onnx.integers import floor_division
-from remixer.export.onnx.lower_mixers import lower_mixers
-from remixer.export.onnx.names import input_names, output_names
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program, expression
 from remixer.rewrite.sizes import letters_of
@@ -28,30 +26,31 @@ OPSET = 20  # read by onnxruntime from 1.17 on
 AXES = {"B": "batch", "T": "length"}
 
 
-def exported(program: Program, call: Call) -> ExportedProgram:
-    """The program with lowered mixers, once more through torch.export, every dimension as dynamic as before.
+def exported(module: nn.Module, call: Call, dynamic: Any) -> ExportedProgram:
+    """A module through torch.export.
+
+    Args:
+        module: in eval mode, of lowered mixers.
+        call: example inputs.
+        dynamic: what torch.export takes as dynamic_shapes.
 
     Raises:
         ExportError: torch.export refuses it.
     """
-    lowered = lower_mixers(program).graph_module
-    module = fx.GraphModule(lowered, lowered.graph).eval()  # with a signature, which copies have once they have run
     args, kwargs = call
     try:
         with torch.no_grad():
-            return torch.export.export(module, args, kwargs, dynamic_shapes=_dynamic(program, call), strict=False)
+            return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch.export raises errors of many kinds
         raise ExportError(f"torch.export refuses the rewritten model: {type(error).__name__}: {error}") from error
 
 
-def to_graph(program: Program, source: ExportedProgram, call: Call) -> Any:
-    """The ONNX graph of what `exported` gave, as an onnx_ir.Model, with the names that the model's users know.
+def to_graph(source: ExportedProgram, inputs: list[str], outputs: list[str]) -> Any:
+    """The ONNX graph of what `exported` gave, as an onnx_ir.Model, with these names.
 
     Raises:
         ExportError: an operator has no translation.
     """
-    with torch.no_grad():
-        outputs = program.graph_module(*call[0], **call[1])
     table: Any = {
         torch.ops.aten.scaled_dot_product_attention.default: attention,
         operator.floordiv: floor_division,
@@ -60,8 +59,8 @@ def to_graph(program: Program, source: ExportedProgram, call: Call) -> Any:
         with _quiet(), torch.no_grad():  # with gradients, other kernels with other layouts would be chosen
             made = torch.onnx.export(
                 source,
-                input_names=input_names(call),
-                output_names=output_names(outputs),
+                input_names=inputs,
+                output_names=outputs,
                 opset_version=OPSET,
                 custom_translation_table=table,
                 dynamo=True,
@@ -70,11 +69,15 @@ def to_graph(program: Program, source: ExportedProgram, call: Call) -> Any:
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch.onnx has no translation for the rewritten model: {_reason(error)}") from error
     assert made is not None
-    _name_axes(made.model, program)
     return made.model
 
 
-def _dynamic(program: Program, call: Call) -> dict[str, Any]:
+def as_module(program: Program) -> fx.GraphModule:
+    """A lowered program as a module that torch.export takes; copies that have run have no signature."""
+    return fx.GraphModule(program.graph_module, program.graph).eval()
+
+
+def dynamic_shapes(program: Program, call: Call) -> dict[str, Any]:
     """AUTO for each dimension that is a symbol in the program, in the structure of its call."""
     nodes = iter(program.graph.find_nodes(op="placeholder"))
 
@@ -89,7 +92,7 @@ def _dynamic(program: Program, call: Call) -> dict[str, Any]:
     return {name: pytree.tree_map(of_leaf, each) for name, each in bound.items()}
 
 
-def _name_axes(model: Any, program: Program) -> None:
+def name_axes(model: Any, program: Program) -> None:
     """Call dynamic dimensions of inputs and outputs "batch" and "length", or by their letters."""
     import onnx_ir as ir
 

@@ -16,11 +16,14 @@ from torch import fx
 
 from remixer.export.errors import ExportError
 from remixer.export.onnx.clean import clean
-from remixer.export.onnx.convert import exported, to_graph
+from remixer.export.onnx.convert import as_module, dynamic_shapes, exported, name_axes, to_graph
 from remixer.export.onnx.examples import example_for_export
+from remixer.export.onnx.lower_mixers import lower_mixers
 from remixer.export.onnx.manifest import Manifest, described, mixers_of, operators_of, versions
+from remixer.export.onnx.names import input_names, output_names
 from remixer.export.onnx.runtime import Provider, check_install
 from remixer.export.onnx.verify import TOLERANCE, Proof, verify
+from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program
 
 EXPORT_LENGTH = 300  # long enough to have two blocks of everything
@@ -58,7 +61,7 @@ def to_onnx(
         OnnxMismatchError: onnxruntime gives something else than torch; no file is left.
         ValueError: the folder of the path doesn't exist.
     """
-    program, path = _program(model), Path(path)
+    program, path = program_of(model), Path(path)
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} to")
     check_install(provider)
@@ -67,29 +70,37 @@ def to_onnx(
     model.eval()
     try:
         call = example_for_export(program, EXPORT_LENGTH)
-        with _timed(seconds, "torch.export"):
-            source = exported(program, call)
-        with _timed(seconds, "torch.onnx"):
-            graph = to_graph(program, source, call)
-        with _timed(seconds, "clean"):
+        with timed(seconds, "torch.export"):
+            source = exported(as_module(lower_mixers(program)), call, dynamic_shapes(program, call))
+        with timed(seconds, "torch.onnx"):
+            graph = to_graph(source, input_names(call), _output_names(program, call))
+            name_axes(graph, program)
+        with timed(seconds, "clean"):
             clean(graph)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
-            with _timed(seconds, "save"):
+            with timed(seconds, "save"):
                 _save(graph, draft)
-            with _timed(seconds, "verify"):
+            with timed(seconds, "verify"):
                 proof = verify(program, draft, provider, source, tolerance)
             manifest = _manifest(program, graph, path.name, provider, proof, tolerance, seconds)
             text = json.dumps(manifest.to_dict(), indent=2) + "\n"
             (Path(folder) / f"{path.name}.json").write_text(text, encoding="utf-8")
-            _publish(Path(folder), path)
+            if not (Path(folder) / f"{path.name}.data").exists():
+                path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+            publish(Path(folder), path.parent, last=path.name)
     finally:
         for module, flag in training.items():
             module.training = flag
     return manifest
 
 
-def _program(model: Any) -> Program:
+def program_of(model: Any) -> Program:
+    """The program of a model that can be exported.
+
+    Raises:
+        ExportError: it is none that remixer made, or has weights that are not in float32.
+    """
     if isinstance(model, fx.GraphModule) and "program" in model.meta:
         for name, weight in model.named_parameters():
             if weight.is_floating_point() and weight.dtype != torch.float32:
@@ -102,6 +113,11 @@ def _program(model: Any) -> Program:
         f"to_onnx takes what remixer.remix gave, got {type(model).__name__}. To export a model as it is, "
         'give it remix(model, "softmax", inputs), which changes no numbers'
     )
+
+
+def _output_names(program: Program, call: Call) -> list[str]:
+    with torch.no_grad():
+        return output_names(program.graph_module(*call[0], **call[1]))
 
 
 def _save(graph: Any, path: Path) -> None:
@@ -117,13 +133,10 @@ def _weight_bytes(graph: Any) -> int:
     return sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)
 
 
-def _publish(folder: Path, path: Path) -> None:
-    """Move finished files to where they belong, the graph last: who sees it sees all of it."""
-    data = path.with_name(f"{path.name}.data")
-    if not (folder / data.name).exists():
-        data.unlink(missing_ok=True)
-    for file in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
-        os.replace(file, path.with_name(file.name))
+def publish(draft: Path, folder: Path, last: str) -> None:
+    """Move finished files to where they belong, one of them last: who sees it sees all of them."""
+    for file in sorted(draft.iterdir(), key=lambda each: each.name == last):
+        os.replace(file, folder / file.name)
 
 
 def _manifest(
@@ -155,7 +168,8 @@ def _manifest(
 
 
 @contextlib.contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Adds how long what is done inside takes."""
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from remixer.export.errors import ExportError
+from remixer.export.onnx.cached_toeplitz import CachedToeplitz
 from remixer.export.onnx.lowered_long_short import LoweredLongShort
 from remixer.export.onnx.lowered_toeplitz import LoweredToeplitz
 from remixer.mixers.base import Mixer
@@ -17,8 +18,12 @@ from remixer.mixers.toeplitz import ToeplitzMixer
 from remixer.rewrite.program import Program
 
 
-def lower_mixers(program: Program) -> Program:
+def lower_mixers(program: Program, *, steps: bool = False) -> Program:
     """The program with every mixer in a form that ONNX can take; weights are shared, nothing given is changed.
+
+    Args:
+        program: with mixers.
+        steps: whether they are to go token by token.
 
     Raises:
         ExportError: a mixer has no such form.
@@ -28,14 +33,10 @@ def lower_mixers(program: Program) -> Program:
     for node in module.graph.find_nodes(op="call_module"):
         mixer = module.get_submodule(str(node.target))
         if isinstance(mixer, Mixer):
-            module.set_submodule(str(node.target), _lowered(mixer, node))
+            lower = (_STEPPING if steps else _LOWERED).get(type(mixer))
+            module.set_submodule(str(node.target), mixer if lower is None else lower(mixer, node))
     module.eval()
     return lowered
-
-
-def _lowered(mixer: Mixer, node: fx.Node) -> nn.Module:
-    lower = _LOWERED.get(type(mixer))
-    return mixer if lower is None else lower(mixer, node)
 
 
 def _toeplitz(mixer: Mixer, node: fx.Node) -> nn.Module:
@@ -70,5 +71,24 @@ def _fixed_length(node: fx.Node) -> int | None:
 _LOWERED: dict[type[Mixer], Callable[[Mixer, fx.Node], nn.Module]] = {
     ToeplitzMixer: _toeplitz,
     FrequencyToeplitzMixer: _frequency_toeplitz,
+    LongShortMixer: _long_short,
+}
+
+
+def _cached_toeplitz(mixer: Mixer, node: fx.Node) -> nn.Module:
+    assert isinstance(mixer, ToeplitzMixer)
+    return CachedToeplitz.of(mixer)
+
+
+def _no_steps(mixer: Mixer, node: fx.Node) -> nn.Module:
+    raise ExportError(
+        f"cannot export {node.target} token by token: the coefficients of 'frequency_toeplitz' depend on the length, "
+        "and so does what it gives for the first tokens. Replace this attention by 'toeplitz'"
+    )
+
+
+_STEPPING: dict[type[Mixer], Callable[[Mixer, fx.Node], nn.Module]] = {
+    ToeplitzMixer: _cached_toeplitz,
+    FrequencyToeplitzMixer: _no_steps,
     LongShortMixer: _long_short,
 }

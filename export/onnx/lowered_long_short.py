@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from remixer.export.onnx.weights import with_weights_of
 from remixer.mixers.long_short.joint_attention import hidden_score
 from remixer.mixers.long_short.mixer import LongShortMixer
 from remixer.mixers.long_short.offset_columns import joined_columns
@@ -18,12 +19,7 @@ class LoweredLongShort(LongShortMixer):
     @classmethod
     def of(cls, mixer: LongShortMixer) -> LoweredLongShort:
         """With the weights of a mixer, which are shared."""
-        lowered = cls(mixer.spec, mixer.config)
-        for name, parameter in mixer.named_parameters(recurse=False):
-            setattr(lowered, name, parameter)
-        for name, module in mixer.named_children():
-            setattr(lowered, name, module)
-        return lowered
+        return with_weights_of(mixer, cls(mixer.spec, mixer.config))
 
     def mix(
         self,

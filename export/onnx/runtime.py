@@ -120,3 +120,14 @@ class Session:
         """
         feeds = {name: inputs[name].detach().cpu().numpy() for name in self.inputs}
         return [torch.from_numpy(each) for each in self._session.run(outputs and list(outputs), feeds)]
+
+    @staticmethod
+    def value_of(tensor: torch.Tensor) -> Any:
+        """A tensor as onnxruntime's own value."""
+        import onnxruntime as ort
+
+        return ort.OrtValue.ortvalue_from_numpy(tensor.detach().cpu().numpy())
+
+    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """All outputs from all inputs, as onnxruntime's own values: nothing is copied to be handed on."""
+        return list(self._session.run_with_ort_values(None, dict(inputs)))

@@ -92,6 +92,7 @@ class LongShortMixer(Mixer):
 
     Config = LongShort
     config: LongShort
+    of_tokens = ("time", "existed", "place", "sink_time", "count", "all_place", "box_count")
 
     def __init__(self, spec: AttentionSpec, config: LongShort | None = None) -> None:
         config = config or LongShort()

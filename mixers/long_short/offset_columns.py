@@ -76,7 +76,7 @@ def node_masses(bias: Tensor, segment: int, levels: int) -> list[Tensor]:
     Returns:
         Each (H, offsets), from offset 1 - T on. Nodes that reach beyond the last offset have some value.
     """
-    masses, size = [bias.unfold(1, segment, 1).logsumexp(-1)], segment
+    masses, size = [F.pad(bias, (0, segment - 1)).unfold(1, segment, 1).logsumexp(-1)], segment
     for _ in range(1, levels):
         last = masses[-1]
         later = (torch.arange(last.shape[1], device=bias.device) + size).clamp(max=last.shape[1] - 1)

@@ -135,7 +135,8 @@ class Stream:
         state, dtype, exists = dict(state), state["mass"].dtype, _existing(state, padding)
         node, slot = self._newest(state)
         logit = (reads @ pooling).to(dtype)  # (B, G, 1, rank)
-        fresh = (state["time"] % (self.config.segment << torch.arange(len(node), device=node.device))) == 0  # (L,)
+        sizes = [self.config.segment << level for level in range(len(node))]
+        fresh = state["time"] % torch.tensor(sizes, device=node.device) == 0  # (L,)
         index = slot + torch.arange(len(node), device=node.device) * state["mass"].shape[3]
         least = torch.finfo(dtype).min
         mass = state["mass"].flatten(2, 3).index_select(2, index).masked_fill(fresh[:, None], least)
@@ -155,7 +156,8 @@ class Stream:
     def _newest(self, state: State) -> tuple[Tensor, Tensor]:
         """(L,), the node of each level that the newest token is in, and where it is kept."""
         levels, ring = state["mass"].shape[2:4]
-        node = (state["time"] // self.config.segment) >> torch.arange(levels, device=state["time"].device)
+        segment = state["time"] // self.config.segment
+        node = torch.stack([segment >> level for level in range(levels)])
         return node, node % ring
 
     def summaries(

@@ -1,0 +1,112 @@
+"""A Toeplitz mixer token by token in ONNX: from all values so far, which grow, rather than from a ring of the most."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from remixer.export.onnx.lowered_toeplitz import LoweredToeplitz
+from remixer.export.onnx.weights import with_weights_of
+from remixer.mixers.base import State
+from remixer.mixers.precision import at_least_float32
+from remixer.mixers.toeplitz import ToeplitzMixer
+
+
+class CachedToeplitz(ToeplitzMixer):
+    """The numbers of a Toeplitz mixer in eval mode. A token costs what the tokens before it do, no more.
+
+    Its state is kernel (H, E or 1, N), the coefficients t_{N-1} to t_0; values (B, G, E, P), P being 0 at first, or
+    how far back a window reaches; where rows are normalised, exist (B, P), and itself, t_0 as a divisor.
+    """
+
+    of_tokens = ("exist",)
+
+    @classmethod
+    def of(cls, mixer: ToeplitzMixer) -> CachedToeplitz:
+        """With the weights of a mixer, which are shared."""
+        return with_weights_of(mixer, cls(mixer.spec, mixer.config))
+
+    def forward(
+        self,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> Tensor:
+        """See Mixer.forward."""
+        mixed: Tensor = LoweredToeplitz(self, None)(query, key, value, padding=padding)
+        return mixed
+
+    def initial_state(self, batch: int, length: int, like: Tensor) -> State:
+        """See Mixer.initial_state."""
+        self.check_steps(length)
+        left, dtype = self.spec.window[0], at_least_float32(like.dtype)
+        kept = length if left is None else min(length, left + 1)
+        coefficients = self.coefficients(length)[..., :kept].to(dtype)
+        past = 0 if left is None else kept - 1
+        state = {
+            "kernel": coefficients.flip(-1),
+            "values": like.new_zeros(batch, self.spec.kv_heads, self.spec.value_dim, past, dtype=dtype),
+        }
+        if self.normalise:
+            state["itself"] = coefficients[..., 0].clamp(min=torch.finfo(dtype).tiny)[:, None]
+            state["exist"] = like.new_zeros(batch, past, dtype=torch.bool)
+        return state
+
+    def state_after(self, length: int, **operands: Tensor | None) -> State:
+        """See Mixer.state_after."""
+        value = operands["value"]
+        assert value is not None
+        return self._kept(
+            self._extended(self.initial_state(value.shape[0], length, value), value, operands.get("padding"))
+        )
+
+    def step(
+        self,
+        state: State,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        padding: Tensor | None = None,
+        bias: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """See Mixer.step."""
+        assert value is not None
+        state = self._extended(state, value, padding)
+        kernel, values = state["kernel"], state["values"]
+        S = values.shape[-1]
+        weights = kernel.narrow(-1, kernel.shape[-1] - S, S)
+        by_head = weights.unflatten(0, (self.spec.kv_heads, -1))
+        if self.channels == 1:
+            mixed = by_head[..., 0, :] @ values.transpose(2, 3)  # (B, G, groups, E)
+        else:
+            mixed = (values[:, :, None] * by_head).sum(-1)
+        mixed = mixed.flatten(1, 2)[:, :, None]
+        if self.normalise:
+            exist = state["exist"][:, None, None].to(values.dtype)
+            mixed = mixed / torch.maximum(exist @ weights.transpose(1, 2), state["itself"])
+        return self._gated(mixed, query, value), self._kept(state)
+
+    def _extended(self, state: State, value: Tensor, padding: Tensor | None) -> State:
+        """The state with further tokens."""
+        new = value.transpose(2, 3).to(state["values"].dtype)
+        if padding is not None:
+            new = new.masked_fill(~padding[:, None, None], 0.0)
+        state = {**state, "values": torch.cat([state["values"], new], -1)}
+        if self.normalise:
+            exist = value.new_ones(value.shape[0], value.shape[2], dtype=torch.bool) if padding is None else padding
+            state["exist"] = torch.cat([state["exist"], exist], -1)
+        return state
+
+    def _kept(self, state: State) -> State:
+        """What tokens to come may see."""
+        if self.spec.window[0] is None:
+            return state
+        past, S = state["kernel"].shape[-1] - 1, state["values"].shape[-1]
+        names = ("values", "exist") if self.normalise else ("values",)
+        return {**state, **{name: state[name].narrow(-1, S - past, past) for name in names}}

@@ -1,0 +1,158 @@
+"""Whether the graphs that go token by token give what the program gives for whole sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from remixer.passes.errors import StreamError
+from remixer.passes.stream import Streaming, inputs_of, token_dimension
+from remixer.rewrite.elsewhere import example_at, is_mask, sizes_of_example
+from remixer.rewrite.match import module_path
+from remixer.rewrite.tolerance import error_and_limit
+
+SCHEDULES = ((24, 1), (24, 17), (41, 40))  # tokens in all, and how many of them come at once
+
+
+class Piece(NamedTuple):
+    """What is run of a sequence: the tokens start..stop-1.
+
+    Attributes:
+        start: the first token.
+        stop: behind the last.
+        inputs: the tensors of these tokens.
+    """
+
+    start: int
+    stop: int
+    inputs: list[Tensor]
+
+
+def prove_stream(streaming: Streaming, schedules: Sequence[tuple[int, int]] = SCHEDULES) -> None:
+    """Run both forms on the program's example, also with padding in front.
+
+    Raises:
+        StreamError: they differ; it says in which node first.
+    """
+    for tokens, at_once in schedules:
+        for padded in (False, True):
+            whole = sequence(streaming, 2, min(tokens, streaming.length), padded=padded)
+            expected = outputs(streaming.program.graph_module(*whole[0], **whole[1]))
+            exist = existing(streaming, whole)
+            for piece, got in run(streaming, whole, min(at_once, streaming.length)):
+                for index, (one, other) in enumerate(zip(got, expected, strict=True)):
+                    wanted = _last(streaming, index, other, piece.stop)
+                    if wanted is None:
+                        continue
+                    there = torch.ones(len(wanted), dtype=torch.bool) if exist is None else exist[:, piece.stop - 1]
+                    error, limit = error_and_limit(one[there], wanted[there])
+                    if not error <= limit:
+                        raise StreamError(_told(streaming, whole, piece, error))
+
+
+def sequence(streaming: Streaming, batch: int, tokens: int, *, padded: bool = False) -> tuple[Any, Any]:
+    """The program's example at these sizes, its first tokens hidden in every row but the last if it is to be padded."""
+    program = streaming.program
+    sizes = {symbol: batch if symbol in program.batch else tokens for symbol in sizes_of_example(program)}
+
+    def masked(leaf: Any) -> Any:
+        if not is_mask(leaf):
+            return leaf
+        leaf = torch.ones_like(leaf)
+        if padded:
+            for row in range(len(leaf) - 1):
+                leaf[row, ..., : tokens // (3 + row)] = 0
+        return leaf
+
+    with_all: tuple[Any, Any] = pytree.tree_map(masked, example_at(program, sizes))
+    return with_all
+
+
+def existing(streaming: Streaming, call: tuple[Any, Any]) -> Tensor | None:
+    """(B, T) bool, which tokens of a call exist, or None if it has no mask."""
+    masks = [leaf for leaf in pytree.tree_leaves(call) if is_mask(leaf) and leaf.dim() == 2]
+    return masks[0].bool() if masks else None
+
+
+def pieces(streaming: Streaming, call: tuple[Any, Any], at_once: int) -> Iterator[Piece]:
+    """A call's first tokens, then one after the other."""
+    nodes = inputs_of(streaming.program)
+    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
+    dims = [token_dimension(node, streaming.tokens) for node in nodes]
+    total = next(tensor.shape[dim] for tensor, dim in zip(tensors, dims, strict=True) if dim is not None)
+    for start, stop in [(0, at_once), *((t, t + 1) for t in range(at_once, total))]:
+        cut = [
+            tensor if dim is None else tensor.narrow(dim, start, stop - start)
+            for tensor, dim in zip(tensors, dims, strict=True)
+        ]
+        yield Piece(start, stop, cut)
+
+
+def run(streaming: Streaming, call: tuple[Any, Any], at_once: int) -> Iterator[tuple[Piece, list[Tensor]]]:
+    """The outputs of each piece."""
+    state: list[Tensor] = []
+    with torch.no_grad():
+        for piece in pieces(streaming, call, at_once):
+            graph_module = streaming.step if piece.start else streaming.prefill
+            results = graph_module(*piece.inputs, *state)
+            split = len(results) - len(streaming.state)
+            state = list(results[split:])
+            yield piece, list(results[:split])
+
+
+def outputs(result: Any) -> list[Tensor]:
+    """The tensors that a model gives."""
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def _last(streaming: Streaming, index: int, output: Tensor, stop: int) -> Tensor | None:
+    """Of an output of the whole sequence what a piece that ends there gives; None where it tells nothing."""
+    leaves = [leaf for leaf in pytree.tree_leaves(streaming.program.graph.output_node().args) if _is_tensor(leaf)]
+    dim = token_dimension(leaves[index], streaming.tokens)
+    return None if dim is None else output.narrow(dim, stop - 1, 1)
+
+
+def _told(streaming: Streaming, whole: tuple[Any, Any], piece: Piece, error: float) -> str:
+    """The error's sentence, with the first node of a step that differs from the whole."""
+    told = f"token by token the model gives something else than at once, by {error:.2g} at token {piece.stop - 1}"
+    wide = _Values(streaming.program.graph_module)
+    wide.run(*pytree.tree_leaves(whole))
+    state: list[Tensor] = []
+    for each in pieces(streaming, whole, SCHEDULES[0][1]):
+        narrow = _Values(streaming.step if each.start else streaming.prefill)
+        results = narrow.run(*each.inputs, *state)
+        state = list(results[len(results) - len(streaming.state) :])
+        for node in streaming.program.graph.nodes:
+            dim, name = token_dimension(node, streaming.tokens), node.name
+            if dim is None or name not in narrow.found or not narrow.found[name].is_floating_point():
+                continue
+            wanted = wide.found[name].narrow(dim, each.stop - 1, 1)
+            got = narrow.found[name].narrow(dim, narrow.found[name].shape[dim] - 1, 1)
+            off, limit = error_and_limit(got, wanted)
+            if not off <= limit:
+                place = f" at {module_path(node)}" if module_path(node) else ""
+                return f"{told}. The first node that differs is {name}, {node.target}{place}"
+    return told
+
+
+class _Values(fx.Interpreter):
+    """Runs a graph and keeps what its nodes give."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        with torch.no_grad():
+            value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.found[n.meta.get("stands for", n.name)] = value.clone()  # another node may write into it
+        return value
+
+
+def _is_tensor(leaf: object) -> bool:
+    return isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), Tensor)

@@ -10,6 +10,7 @@ def clean(model: Any) -> None:
     import onnx_ir.passes.common as common
 
     _residuals_as_sums(model)
+    _without_traces(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
 
@@ -26,3 +27,11 @@ def _residuals_as_sums(model: Any) -> None:
         before = node.inputs[0].producer() if node.inputs[0] is not None else None
         if before is not None and before.op_type == "Add" and not before.domain:
             before.op_type = "Sum"
+
+
+def _without_traces(model: Any) -> None:
+    """Of what torch.onnx notes at every node only the module's path stays: stack traces hold the paths of a machine."""
+    for node in model.graph:
+        for name in [name for name in node.metadata_props if name.startswith("pkg.") or name == "fx_node"]:
+            if not name.endswith("name_scopes"):
+                del node.metadata_props[name]

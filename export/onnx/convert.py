@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from remixer.export.errors import ExportError
 from remixer.export.onnx.attention import attention
 from remixer.export.onnx.integers import floor_division
+from remixer.export.onnx.tidy import tidy
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program, expression
 from remixer.rewrite.sizes import letters_of
@@ -65,10 +66,12 @@ def to_graph(source: ExportedProgram, inputs: list[str], outputs: list[str]) -> 
                 custom_translation_table=table,
                 dynamo=True,
                 verbose=False,
+                optimize=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch.onnx has no translation for the rewritten model: {_reason(error)}") from error
     assert made is not None
+    tidy(made.model)
     return made.model
 
 

@@ -80,6 +80,16 @@ def _cached_toeplitz(mixer: Mixer, node: fx.Node) -> nn.Module:
     return CachedToeplitz.of(mixer)
 
 
+def _stepping_long_short(mixer: Mixer, node: fx.Node) -> nn.Module:
+    assert isinstance(mixer, LongShortMixer)
+    if mixer.retrieve:
+        raise ExportError(
+            f"cannot export {node.target} token by token: with retrieve={mixer.retrieve} it takes tokens in one by one, "
+            "which the graph of a prompt can't. Replace this attention by a LongShort with retrieve=0"
+        )
+    return LoweredLongShort.of(mixer)
+
+
 def _no_steps(mixer: Mixer, node: fx.Node) -> nn.Module:
     raise ExportError(
         f"cannot export {node.target} token by token: the coefficients of 'frequency_toeplitz' depend on the length, "
@@ -90,5 +100,5 @@ def _no_steps(mixer: Mixer, node: fx.Node) -> nn.Module:
 _STEPPING: dict[type[Mixer], Callable[[Mixer, fx.Node], nn.Module]] = {
     ToeplitzMixer: _cached_toeplitz,
     FrequencyToeplitzMixer: _no_steps,
-    LongShortMixer: _long_short,
+    LongShortMixer: _stepping_long_short,
 }

@@ -84,8 +84,8 @@ def _stepping_long_short(mixer: Mixer, node: fx.Node) -> nn.Module:
     assert isinstance(mixer, LongShortMixer)
     if mixer.retrieve:
         raise ExportError(
-            f"cannot export {node.target} token by token: with retrieve={mixer.retrieve} it takes tokens in one by one, "
-            "which the graph of a prompt can't. Replace this attention by a LongShort with retrieve=0"
+            f"cannot export {node.target} token by token: with retrieve={mixer.retrieve} it takes tokens in one by "
+            "one, which the graph of a prompt can't. Replace this attention by a LongShort with retrieve=0"
         )
     return LoweredLongShort.of(mixer)
 

@@ -35,9 +35,9 @@ def quantise(model: Any, path: Path, *, external: bool = False) -> None:
     kept = [node.name for node in model.graph if node.op_type in PRODUCTS and in_island(node)]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source = Path(folder) / "float32.onnx"
-        ir.save(model, source, external_data="float32.onnx.data" if external else None)
+        ir.save(_transposed(model), source, external_data="float32.onnx.data" if external else None)
         prepared = onnx.load(source, load_external_data=False)
-        # The quantiser transposes weights under their old names, and infers shapes that would be at odds with these.
+        # The quantiser infers shapes itself, and stumbles over those that what it has changed doesn't have any more.
         del prepared.graph.value_info[:]
         onnx.helper.set_model_props(prepared, {"onnx.quant.pre_process": "onnxruntime.quant"})  # or it warns
         onnx.save(prepared, source)
@@ -53,3 +53,30 @@ def quantise(model: Any, path: Path, *, external: bool = False) -> None:
             use_external_data_format=external,
             extra_options={"MatMulConstBOnly": True},
         )
+
+
+def _transposed(model: Any) -> Any:
+    """A copy in which no Gemm transposes its weight.
+
+    The quantiser would do so in place, once for each Gemm, and give what two of them share another meaning.
+    """
+    import numpy as np
+    import onnx_ir as ir
+    import onnx_ir.passes.common as common
+
+    copy = model.clone()
+    made: dict[Any, Any] = {}
+    for node in copy.graph:
+        flag = node.attributes.get("transB")
+        if node.op_type != "Gemm" or flag is None or not flag.as_int() or not node.inputs[1].is_initializer():
+            continue
+        weight = node.inputs[1]
+        if weight not in made:
+            turned = ir.tensor(np.ascontiguousarray(weight.const_value.numpy().T), name=f"{weight.name}_transposed")
+            shape = ir.Shape(turned.shape.numpy())
+            made[weight] = ir.Value(name=turned.name, shape=shape, type=ir.TensorType(turned.dtype), const_value=turned)
+            copy.graph.register_initializer(made[weight])
+        node.replace_input_with(1, made[weight])
+        node.attributes["transB"] = ir.AttrInt64("transB", 0)
+    common.RemoveUnusedNodesPass()(copy)
+    return copy

@@ -3,6 +3,7 @@
 import json
 
 import onnx
+import onnx_ir
 import pytest
 import torch
 from torch import nn
@@ -12,13 +13,14 @@ from remixer import LongShort
 from remixer.export import ExportError, OnnxMismatchError, to_onnx
 from remixer.export.onnx import effect
 from remixer.export.onnx.precision import check_precision
+from remixer.export.onnx.quantise import quantise
 from remixer.export.onnx.runtime import Session
 from remixer.rewrite.program import Program
 
 
 @pytest.fixture(scope="module")
 def rewritten():
-    """Two layers, one with a mixer of each kind."""
+    """Two layers with the same weights, one with a mixer of each kind."""
     torch.manual_seed(0)
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), num_layers=2).eval()
     mixers = {"layers.0*": LongShort(window=16, rank=4), "*": "toeplitz"}
@@ -54,8 +56,8 @@ def test_the_file_is_near_torch_at_other_sizes(made, rewritten):
 
 def test_weights_are_quantised_and_mixers_are_not(made):
     graph = onnx.load(made[0]).graph
-    # Query, key, value, output and the two of the MLP; a Toeplitz mixer has no use for query and key.
-    assert sum(node.op_type == "MatMulInteger" for node in graph.node) == 6 + 4
+    # Of each layer query, key and value, which are one product, the output, and the two of the MLP.
+    assert sum(node.op_type == "MatMulInteger" for node in graph.node) == 2 * 4
     of_encoder = [each for each in graph.initializer if "encoder" in each.name and "weight" in each.name]
     assert of_encoder
     assert {each.data_type for each in of_encoder} == {onnx.TensorProto.FLOAT}
@@ -95,3 +97,23 @@ def test_who_may_have_which_precision():
         check_precision("float16", "cpu")
     with pytest.raises(ExportError, match="precision must be one of float32, float16, int8, got 'int4'"):
         check_precision("int4", "cpu")
+
+
+def test_gemms_that_share_a_weight(tmp_path):
+    nodes = [onnx.helper.make_node("Gemm", [x, "w"], [y], name=y, transB=1) for x, y in (("x", "y"), ("y", "z"))]
+    value = onnx.helper.make_tensor_value_info
+    weight = torch.randn(8, 8)
+    graph = onnx.helper.make_graph(
+        nodes,
+        "graph",
+        [value("x", onnx.TensorProto.FLOAT, ["n", 8])],
+        [value("z", onnx.TensorProto.FLOAT, ["n", 8])],
+        [onnx.numpy_helper.from_array(weight.numpy(), "w")],
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    quantise(onnx_ir.from_proto(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9)), tmp_path / "z.onnx")
+    x = torch.randn(5, 8)
+    want = x @ weight.T @ weight.T
+    (got,) = Session(tmp_path / "z.onnx")({"x": x})
+    assert float((got - want).abs().max() / want.abs().max()) < 0.05
+    assert [file.name for file in tmp_path.iterdir()] == ["z.onnx"]

@@ -17,10 +17,17 @@ from torch import fx
 from remixer.export.errors import ExportError
 from remixer.export.onnx.clean import clean
 from remixer.export.onnx.convert import as_module, dynamic_shapes, exported, name_axes, to_graph
+from remixer.export.onnx.cuda_check import CudaCheck, check_model
+from remixer.export.onnx.device_scalars import scalars_on_device
+from remixer.export.onnx.effect import Effect, measure
 from remixer.export.onnx.examples import example_for_export
+from remixer.export.onnx.half import to_half
+from remixer.export.onnx.islands import mark_mixers
 from remixer.export.onnx.lower_mixers import lower_mixers
 from remixer.export.onnx.manifest import Manifest, described, mixers_of, operators_of, versions
 from remixer.export.onnx.names import input_names, output_names
+from remixer.export.onnx.precision import Precision, check_precision
+from remixer.export.onnx.quantise import quantise
 from remixer.export.onnx.runtime import Provider, check_install
 from remixer.export.onnx.verify import TOLERANCE, Proof, verify
 from remixer.rewrite.inputs import Call
@@ -35,6 +42,7 @@ def to_onnx(
     path: str | os.PathLike[str],
     *,
     provider: Provider = "cpu",
+    precision: Precision = "float32",
     tolerance: float = TOLERANCE,
 ) -> Manifest:
     """Write a rewritten model as an ONNX file that stock onnxruntime runs, at any batch and length.
@@ -48,8 +56,11 @@ def to_onnx(
             file is as in eval mode.
         path: of the file, usually ending in ".onnx"; what is there is replaced.
         provider: what it is to run on, "cpu" or "cuda".
-        tolerance: how far outputs may be from torch's, relative to the largest number of each (1 at least), where
-            tokens exist.
+        precision: "float32"; "float16" for CUDA, where mixers, softmax and masks stay in float32; or "int8" for the
+            CPU, whose weights of products have eight bits. The float32 graph is proven first. What the lower precision
+            does to the outputs is measured then, and stands in the manifest.
+        tolerance: how far outputs of the float32 graph may be from torch's, relative to the largest number of each (1
+            at least), where tokens exist.
 
     Returns:
         What was written and how it was proven.
@@ -57,13 +68,16 @@ def to_onnx(
     Raises:
         OnnxInstallError: onnx, onnxscript or onnxruntime is missing, or two onnxruntimes are installed.
         ProviderError: onnxruntime can't run on this provider here.
-        ExportError: the model can't be exported, or can't be tried.
-        OnnxMismatchError: onnxruntime gives something else than torch; no file is left.
+        ExportError: the model can't be exported, or can't be tried; or there is no such precision for this provider,
+            or nodes that CUDA has no kernels for.
+        OnnxMismatchError: onnxruntime gives something else than torch, or in a lower precision nothing of use; no file
+            is left.
         ValueError: the folder of the path doesn't exist.
     """
     program, path = program_of(model), Path(path)
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} to")
+    check_precision(precision, provider)
     check_install(provider)
     seconds: dict[str, float] = {}
     training = {module: module.training for module in model.modules()}
@@ -71,19 +85,29 @@ def to_onnx(
     try:
         call = example_for_export(program, EXPORT_LENGTH)
         with timed(seconds, "torch.export"):
-            source = exported(as_module(lower_mixers(program)), call, dynamic_shapes(program, call))
+            source = exported(as_module(mark_mixers(lower_mixers(program))), call, dynamic_shapes(program, call))
         with timed(seconds, "torch.onnx"):
             graph = to_graph(source, input_names(call), _output_names(program, call))
             name_axes(graph, program)
         with timed(seconds, "clean"):
             clean(graph)
+            if provider == "cuda":
+                scalars_on_device(graph)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
             with timed(seconds, "save"):
                 _save(graph, draft)
             with timed(seconds, "verify"):
                 proof = verify(program, draft, provider, source, tolerance)
-            manifest = _manifest(program, graph, path.name, provider, proof, tolerance, seconds)
+            effect = None
+            if precision != "float32":
+                with timed(seconds, precision):
+                    graph = _lowered(graph, draft, precision)
+                    effect = measure(program, draft, provider, precision, tolerance)
+            cuda = _checked(graph) if provider == "cuda" else None
+            manifest = _manifest(
+                program, graph, path.name, provider, proof, tolerance, seconds, precision, effect, cuda
+            )
             text = json.dumps(manifest.to_dict(), indent=2) + "\n"
             (Path(folder) / f"{path.name}.json").write_text(text, encoding="utf-8")
             if not (Path(folder) / f"{path.name}.data").exists():
@@ -128,6 +152,36 @@ def _save(graph: Any, path: Path) -> None:
     ir.save(graph, path, external_data=f"{path.name}.data" if size > LARGEST_FILE else None)
 
 
+def _lowered(graph: Any, path: Path, precision: Precision) -> Any:
+    """The graph in a lower precision, written in place of the file in float32."""
+    import onnx_ir as ir
+
+    if precision == "int8":
+        external = _weight_bytes(graph) > LARGEST_FILE
+        quantise(graph, path, external=external)
+        return ir.load(path)
+    to_half(graph)
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+    _save(graph, path)
+    return graph
+
+
+def _checked(graph: Any) -> CudaCheck:
+    """Where the nodes of a graph go under CUDA.
+
+    Raises:
+        ExportError: not all of them run there, or values are copied in between.
+    """
+    found = check_model(graph)
+    if found.problems:
+        more = f", and {len(found.problems) - 3} more" if len(found.problems) > 3 else ""
+        raise ExportError(
+            f"the graph would not run on the GPU as a whole: {'; '.join(found.problems[:3])}{more} (kernels of "
+            f"{found.source}). What to do: export with provider='cpu', or replace these attentions by another mixer"
+        )
+    return found
+
+
 def _weight_bytes(graph: Any) -> int:
     tensors = (value.const_value for value in graph.graph.initializers.values())
     return sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)
@@ -147,6 +201,9 @@ def _manifest(
     proof: Proof,
     tolerance: float,
     seconds: dict[str, float],
+    precision: Precision,
+    effect: Effect | None,
+    cuda: CudaCheck | None,
 ) -> Manifest:
     return Manifest(
         file=file,
@@ -164,6 +221,9 @@ def _manifest(
         size=_weight_bytes(graph),
         versions=versions(),
         seconds={name: round(value, 3) for name, value in seconds.items()},
+        precision=precision,
+        effect=None if effect is None else effect.to_dict(),
+        cuda=None if cuda is None else cuda.to_dict(),
     )
 
 

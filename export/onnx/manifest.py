@@ -33,6 +33,9 @@ class Manifest:
         size: bytes of all weights.
         versions: of the packages that made it.
         seconds: that each step took.
+        precision: "float32", "float16" or "int8".
+        effect: what a lower precision does to the outputs, see `Effect`; `error` is that of the graph in float32.
+        cuda: where the nodes go under the CUDA provider, see `CudaCheck`; None for other providers.
     """
 
     file: str
@@ -50,6 +53,9 @@ class Manifest:
     size: int
     versions: dict[str, str]
     seconds: dict[str, float]
+    precision: str = "float32"
+    effect: dict[str, Any] | None = None
+    cuda: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""

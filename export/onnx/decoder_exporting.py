@@ -16,14 +16,17 @@ from torch.export import Dim
 from remixer.export.errors import ExportError
 from remixer.export.onnx.clean import clean
 from remixer.export.onnx.convert import exported, to_graph
-from remixer.export.onnx.exporting import EXPORT_LENGTH, program_of, publish, timed
+from remixer.export.onnx.device_scalars import scalars_on_device
+from remixer.export.onnx.exporting import EXPORT_LENGTH, LARGEST_FILE, checked, program_of, publish, timed, weight_bytes
 from remixer.export.onnx.lower_mixers import lower_mixers
 from remixer.export.onnx.manifest import described, mixers_of, operators_of, versions
 from remixer.export.onnx.names import input_names, output_names
+from remixer.export.onnx.precision import Precision, check_precision
+from remixer.export.onnx.quantise import quantise
 from remixer.export.onnx.runtime import Provider, check_install
 from remixer.export.onnx.shared_weights import save_sharing
 from remixer.export.onnx.verify import TOLERANCE
-from remixer.export.onnx.verify_decoder import verify_decoder
+from remixer.export.onnx.verify_decoder import decoder_effect, verify_decoder
 from remixer.passes.errors import StreamError
 from remixer.passes.prove_stream import pieces, prove_stream, sequence
 from remixer.passes.stream import Streaming, inputs_of, stream, token_dimension
@@ -53,6 +56,9 @@ class DecoderManifest:
         nodes: how many there are of each operator, in the step.
         versions: of the packages that made it.
         seconds: that each part took.
+        precision: "float32" or "int8".
+        effect: what a lower precision does to the outputs, see Effect.
+        cuda: of graphs for CUDA, where their nodes go, see CudaCheck.
     """
 
     length: int
@@ -69,6 +75,9 @@ class DecoderManifest:
     nodes: dict[str, int]
     versions: dict[str, str]
     seconds: dict[str, float]
+    precision: str = "float32"
+    effect: dict[str, Any] | None = None
+    cuda: list[dict[str, Any]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""
@@ -81,6 +90,7 @@ def to_onnx_decoder(
     *,
     length: int,
     provider: Provider = "cpu",
+    precision: Precision = "float32",
     tolerance: float = TOLERANCE,
 ) -> DecoderManifest:
     """Write a rewritten causal model as ONNX graphs that generate: `remixer.export.OnnxDecoder` runs them.
@@ -95,7 +105,10 @@ def to_onnx_decoder(
         folder: to write to; made if it doesn't exist. Files of an earlier export are replaced.
         length: how many tokens there may be in all, prompt included.
         provider: what it is to run on, "cpu" or "cuda".
-        tolerance: how far outputs may be from torch's, relative to the largest number of each (1 at least).
+        precision: "float32", or "int8" for the CPU, whose weights of products have eight bits. The float32 graphs are
+            proven first. What the lower precision does to the outputs is measured then, and stands in the manifest.
+        tolerance: how far outputs of the float32 graphs may be from torch's, relative to the largest number of each (1
+            at least).
 
     Returns:
         What was written and how it was proven; "decoder.json" in the folder holds it too.
@@ -112,6 +125,9 @@ def to_onnx_decoder(
         raise ValueError(f"length counts the tokens of prompt and answer, at least 2, got {length}")
     if not folder.parent.is_dir():
         raise ValueError(f"there is no folder {folder.parent} to make {folder.name} in")
+    check_precision(precision, provider)
+    if precision == "float16":
+        raise ExportError("decoders are written in float32 or int8 so far, not in float16")
     check_install(provider)
     seconds: dict[str, float] = {}
     training = {module: module.training for module in model.modules()}
@@ -139,11 +155,19 @@ def to_onnx_decoder(
             for graph in graphs:
                 clean(graph)
                 shapes.name(graph)
+                if provider == "cuda":
+                    scalars_on_device(graph)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as draft:
             with timed(seconds, "save"):
                 save_sharing(graphs, [Path(draft) / PREFILL, Path(draft) / STEP], WEIGHTS)
             with timed(seconds, "verify"):
                 proof = verify_decoder(streaming, Path(draft) / PREFILL, Path(draft) / STEP, provider, tolerance)
+            effect = None
+            if precision == "int8":
+                with timed(seconds, precision):
+                    graphs = _quantised(graphs, Path(draft))
+                    effect = decoder_effect(streaming, Path(draft) / PREFILL, Path(draft) / STEP, provider)
+            cuda = [checked(graph).to_dict() for graph in graphs] if provider == "cuda" else None
             step = graphs[1]
             manifest = DecoderManifest(
                 length=length,
@@ -160,6 +184,9 @@ def to_onnx_decoder(
                 nodes=operators_of(step),
                 versions=versions(),
                 seconds={name: round(value, 3) for name, value in seconds.items()},
+                precision=precision,
+                effect=None if effect is None else effect.to_dict(),
+                cuda=cuda,
             )
             (Path(draft) / MANIFEST).write_text(json.dumps(manifest.to_dict(), indent=2) + "\n", encoding="utf-8")
             folder.mkdir(exist_ok=True)
@@ -168,6 +195,22 @@ def to_onnx_decoder(
         for module, flag in training.items():
             module.training = flag
     return manifest
+
+
+def _quantised(graphs: list[Any], folder: Path) -> list[Any]:
+    """The graphs with weights in int8, written over those in float32."""
+    import onnx_ir as ir
+
+    made = []
+    for graph, name in zip(graphs, (PREFILL, STEP), strict=True):
+        alone = folder / f"int8.{name}"
+        quantise(graph, alone, external=weight_bytes(graph) > LARGEST_FILE)
+        made.append(ir.load(alone))
+    (folder / WEIGHTS).unlink()
+    save_sharing(made, [folder / PREFILL, folder / STEP], WEIGHTS)
+    for file in folder.glob("int8.*"):
+        file.unlink()
+    return made
 
 
 def _output_names(streaming: Streaming) -> list[str]:

@@ -104,7 +104,7 @@ def to_onnx(
                 with timed(seconds, precision):
                     graph = _lowered(graph, draft, precision)
                     effect = measure(program, draft, provider, precision, tolerance)
-            cuda = _checked(graph) if provider == "cuda" else None
+            cuda = checked(graph) if provider == "cuda" else None
             manifest = _manifest(
                 program, graph, path.name, provider, proof, tolerance, seconds, precision, effect, cuda
             )
@@ -148,7 +148,7 @@ def _save(graph: Any, path: Path) -> None:
     """One file, or two where the weights are too many for one."""
     import onnx_ir as ir
 
-    size = _weight_bytes(graph)
+    size = weight_bytes(graph)
     ir.save(graph, path, external_data=f"{path.name}.data" if size > LARGEST_FILE else None)
 
 
@@ -157,7 +157,7 @@ def _lowered(graph: Any, path: Path, precision: Precision) -> Any:
     import onnx_ir as ir
 
     if precision == "int8":
-        external = _weight_bytes(graph) > LARGEST_FILE
+        external = weight_bytes(graph) > LARGEST_FILE
         quantise(graph, path, external=external)
         return ir.load(path)
     to_half(graph)
@@ -166,7 +166,7 @@ def _lowered(graph: Any, path: Path, precision: Precision) -> Any:
     return graph
 
 
-def _checked(graph: Any) -> CudaCheck:
+def checked(graph: Any) -> CudaCheck:
     """Where the nodes of a graph go under CUDA.
 
     Raises:
@@ -182,7 +182,8 @@ def _checked(graph: Any) -> CudaCheck:
     return found
 
 
-def _weight_bytes(graph: Any) -> int:
+def weight_bytes(graph: Any) -> int:
+    """How many bytes the weights of an onnx_ir model take."""
     tensors = (value.const_value for value in graph.graph.initializers.values())
     return sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)
 
@@ -218,7 +219,7 @@ def _manifest(
         error=proof.error,
         tolerance=tolerance,
         nodes=operators_of(graph),
-        size=_weight_bytes(graph),
+        size=weight_bytes(graph),
         versions=versions(),
         seconds={name: round(value, 3) for name, value in seconds.items()},
         precision=precision,

@@ -12,13 +12,14 @@ def save_sharing(graphs: list[Any], paths: list[Path], weights: str) -> None:
     """Write onnx_ir models of which each weight is written once, to a file beside them.
 
     Args:
-        graphs: the models; their initialisers are those of the files afterwards.
+        graphs: the models, as they are afterwards too.
         paths: of the graphs, in one folder.
         weights: the name of the weights' file.
     """
     import onnx_ir as ir
 
     written: dict[tuple[Any, ...], Any] = {}
+    inside: list[tuple[Any, Any]] = []
     offset = 0
     with (paths[0].parent / weights).open("wb") as file:
         for graph in graphs:
@@ -34,8 +35,11 @@ def save_sharing(graphs: list[Any], paths: list[Path], weights: str) -> None:
                     offset = start + len(data)
                     written[key] = (start, len(data))
                 start, size = written[key]
+                inside.append((value, tensor))
                 value.const_value = ir.ExternalTensor(
                     weights, start, size, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=paths[0].parent
                 )
     for graph, path in zip(graphs, paths, strict=True):
         ir.save(graph, path)
+    for value, tensor in inside:
+        value.const_value = tensor

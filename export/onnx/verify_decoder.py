@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from remixer.export.errors import ExportError, OnnxMismatchError
 from remixer.export.onnx.decoder import Graphs
-from remixer.export.onnx.runtime import Provider
+from remixer.export.onnx.effect import LOWEST_COSINE, Effect
+from remixer.export.onnx.runtime import PROVIDERS, Provider
 from remixer.export.onnx.verify import Proof
 from remixer.passes.prove_stream import existing, outputs, pieces, sequence
 from remixer.passes.stream import Streaming
@@ -19,6 +23,22 @@ from remixer.rewrite.agreement import run as run_model
 SCHEDULES = ((1, 12, 1), (3, 40, 37), (2, 150, 129), (2, 300, 290))
 
 
+class Comparison(NamedTuple):
+    """One output of one token, or of a prompt.
+
+    Attributes:
+        name: of the output.
+        got: what onnxruntime gives, of rows whose token exists.
+        want: what torch gives.
+        place: where it is, for errors.
+    """
+
+    name: str
+    got: Tensor
+    want: Tensor
+    place: str
+
+
 def verify_decoder(streaming: Streaming, prefill: Path, step: Path, provider: Provider, tolerance: float) -> Proof:
     """Go through sequences, some of them padded in front, beside the whole model in torch.
 
@@ -26,11 +46,51 @@ def verify_decoder(streaming: Streaming, prefill: Path, step: Path, provider: Pr
         OnnxMismatchError: they differ; it says on which sequence, and at which token.
         ExportError: onnxruntime refuses a graph, or torch runs none of the sequences.
     """
+    tried, worst = 0, 0.0
+    for sequence_of in comparisons(streaming, prefill, step, provider):
+        for name, got, want, place in sequence_of:
+            found = float((got - want).abs().max()) / max(1.0, float(want.abs().max()))
+            if not found <= tolerance:
+                raise OnnxMismatchError(
+                    f"the ONNX graphs differ from torch by {found:.2g} in {name}, allowed {tolerance:.2g}, {place}"
+                )
+            worst = max(worst, found)
+        tried += 1
+    if not tried:
+        raise ExportError("torch itself runs on none of the sequences that the graphs were to be tried on")
+    return Proof(tried, worst)
+
+
+def decoder_effect(streaming: Streaming, prefill: Path, step: Path, provider: Provider) -> Effect:
+    """What int8 does to the outputs of the same sequences.
+
+    Raises:
+        OnnxMismatchError: it leaves nothing of use.
+        ExportError: onnxruntime refuses a graph.
+    """
+    tried, error, mean, cosine = 0, 0.0, 0.0, 1.0
+    for sequence_of in comparisons(streaming, prefill, step, provider):
+        for name, got, want, place in sequence_of:
+            found = float((got - want).abs().max()) / max(1.0, float(want.abs().max()))
+            alike = float(torch.cosine_similarity(got.double().flatten(), want.double().flatten(), 0))
+            if not alike >= LOWEST_COSINE:
+                raise OnnxMismatchError(
+                    f"the int8 graphs are too far from torch in {name}, {place}: cosine {alike:.3g}, allowed "
+                    f"{LOWEST_COSINE:.2g} or more. What to do: export with precision='float32'"
+                )
+            off = float((got - want).abs().mean() / want.abs().mean().clamp(min=1e-30))
+            error, mean, cosine = max(error, found), max(mean, off), min(cosine, alike)
+        tried += 1
+    return Effect(PROVIDERS[provider], tried, error, mean, cosine, LOWEST_COSINE)
+
+
+def comparisons(streaming: Streaming, prefill: Path, step: Path, provider: Provider) -> Iterator[Iterator[Comparison]]:
+    """Of each sequence that torch runs, all outputs."""
     try:
         graphs = Graphs(prefill, step, provider)
     except Exception as error:  # onnxruntime has an exception class per status
         raise ExportError(f"onnxruntime refuses the graph: {str(error).splitlines()[0]}") from error
-    tried, worst, seen = 0, 0.0, set()
+    seen = set()
     for batch, tokens, at_once in SCHEDULES:
         for padded in (False, True):
             tokens = min(tokens, streaming.length)
@@ -45,24 +105,25 @@ def verify_decoder(streaming: Streaming, prefill: Path, step: Path, provider: Pr
                 expected = outputs(run_model(streaming.program.graph_module, call))
             except NotRunError:
                 continue  # beyond what the model takes, such as a table of positions
-            state = None
-            for piece in pieces(streaming, call, at_once):
-                given, state = graphs.run([tensor.contiguous() for tensor in piece.inputs], state)
-                there = torch.ones(batch, dtype=torch.bool) if exist is None else exist[:, piece.stop - 1]
-                for name, got, whole in zip(graphs.outputs, given, expected, strict=True):
-                    if whole.dim() < 2 or whole.shape[1] != tokens:
-                        continue  # of the whole sequence, not of a token
-                    want = whole[there, piece.stop - 1 : piece.stop]
-                    scale = max(1.0, float(want.abs().max())) if want.numel() else 1.0
-                    found = float((got[there] - want).abs().max()) / scale if want.numel() else 0.0
-                    if not found <= tolerance:
-                        told = ", padded on the left" if padded else ""
-                        raise OnnxMismatchError(
-                            f"the ONNX graphs differ from torch by {found:.2g} in {name}, allowed {tolerance:.2g}, at "
-                            f"token {piece.stop - 1} of {batch} x {tokens} tokens{told}, the first {at_once} at once"
-                        )
-                    worst = max(worst, found)
-            tried += 1
-    if not tried:
-        raise ExportError("torch itself runs on none of the sequences that the graphs were to be tried on")
-    return Proof(tried, worst)
+            told = ", padded on the left" if padded else ""
+            place = f"of {batch} x {tokens} tokens{told}, the first {at_once} at once"
+            yield _of_sequence(streaming, graphs, call, at_once, expected, place)
+
+
+def _of_sequence(
+    streaming: Streaming, graphs: Graphs, call: Any, at_once: int, expected: list[Tensor], place: str
+) -> Iterator[Comparison]:
+    exist, state = existing(streaming, call), None
+    for piece in pieces(streaming, call, at_once):
+        try:
+            given, state = graphs.run([tensor.contiguous() for tensor in piece.inputs], state)
+        except Exception as error:  # onnxruntime has an exception class per status
+            told = str(error).splitlines()[0]
+            raise OnnxMismatchError(f"onnxruntime fails at token {piece.stop - 1} {place}: {told}") from error
+        for name, got, whole in zip(graphs.outputs, given, expected, strict=True):
+            there = slice(None) if exist is None else exist[:, piece.stop - 1]
+            if whole.dim() < 2 or whole.shape[1] < piece.stop or got.shape[1] != 1:
+                continue  # of the whole sequence, not of a token
+            want = whole[there, piece.stop - 1 : piece.stop]
+            if want.numel():
+                yield Comparison(name, got[there], want, f"at token {piece.stop - 1} {place}")

@@ -151,6 +151,17 @@ def test_a_table_of_positions_that_ends(tmp_path):
     assert manifest.trials >= 3
 
 
+def test_weights_in_eight_bits(tmp_path):
+    small = remixed("softmax")
+    manifest = to_onnx_decoder(small, tmp_path / "out", length=60, precision="int8")
+    assert manifest.effect["cosine"] > 0.99
+    assert "MatMulInteger" in manifest.nodes or "DynamicQuantizeMatMul" in manifest.nodes
+    files = ["decoder.json", "prefill.onnx", "step.onnx", "weights.data"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == files
+    decoder = OnnxDecoder(tmp_path / "out")
+    assert decoder.generate(torch.randint(0, 40, (2, 9)), 5).shape == (2, 14)
+
+
 def test_a_wrong_step_is_noticed_and_leaves_nothing(monkeypatch, tmp_path):
     right = Graphs.run
 
@@ -170,6 +181,8 @@ def test_what_is_refused_before_any_work(monkeypatch, tmp_path):
         to_onnx_decoder(remixed("softmax"), tmp_path / "out", length=1)
     with pytest.raises(ValueError, match=r"there is no folder"):
         to_onnx_decoder(remixed("softmax"), tmp_path / "none" / "out", length=9)
+    with pytest.raises(ExportError, match=r"float32 or int8 so far"):
+        to_onnx_decoder(remixed("softmax"), tmp_path / "out", length=60, provider="cuda", precision="float16")
     with pytest.raises(ExportError, match="tokens to come"):
         to_onnx_decoder(remixed("softmax", causal=False), tmp_path / "out", length=60)
     with pytest.raises(ExportError, match="'frequency_toeplitz' depend on the length"):

@@ -20,6 +20,9 @@ def respell(source: ExportedProgram) -> None:
             _number_minus_integers(graph, node)
         elif node.target in (aten.chunk.default, aten.split.Tensor):
             _pieces(graph, node)
+        elif node.target is aten.unsqueeze.default and _value(node).is_complex():
+            tensor, dim = node.args
+            node.target, node.args = aten.stack.default, ([tensor], dim)
     graph.lint()
     source.graph_module.recompile()
 

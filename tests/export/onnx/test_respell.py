@@ -21,6 +21,13 @@ class Around(nn.Module):
         return self.behind((torch.softmax(scores, -1) @ value).transpose(1, 2).flatten(2), mask)
 
 
+def rotated(hidden):
+    """Pairs of channels turned by the place of their token."""
+    angles = torch.outer(torch.arange(hidden.shape[1]), torch.arange(1.0, 9.0))
+    turns = torch.polar(torch.ones_like(angles), angles).unsqueeze(0)
+    return torch.view_as_real(torch.view_as_complex(hidden.unflatten(-1, (-1, 2))) * turns).flatten(-2)
+
+
 def exported(behind, tmp_path):
     torch.manual_seed(0)
     inputs = {"hidden": torch.randn(2, 12, 16), "mask": torch.ones(2, 12, dtype=torch.long)}
@@ -32,6 +39,7 @@ BEHIND = {
     "a number minus whole numbers, as an output": lambda hidden, mask: (hidden, 1.5 - mask),
     "chunks of the tokens": lambda hidden, mask: torch.cat([hidden, hidden + 1, hidden], 1).chunk(3, 1),
     "chunks of another number": lambda hidden, mask: sum(torch.cat([hidden] * 4, 1).chunk(2, -2)),
+    "rotations as complex numbers": lambda hidden, mask: rotated(hidden),
     "splits of the tokens": lambda hidden, mask: torch.cat([hidden, -hidden], 1).split(hidden.shape[1], 1)[1],
 }
 

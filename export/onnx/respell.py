@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 
@@ -23,6 +24,8 @@ def respell(source: ExportedProgram) -> None:
         elif node.target is aten.unsqueeze.default and _value(node).is_complex():
             tensor, dim = node.args
             node.target, node.args = aten.stack.default, ([tensor], dim)
+        elif torch.Tag.pointwise in getattr(node.target, "tags", ()) and _is_bfloat16(node):
+            _through_float32(graph, node)
     graph.lint()
     source.graph_module.recompile()
 
@@ -62,6 +65,28 @@ def _pieces(graph: fx.Graph, node: fx.Node) -> None:
         start, end = (computed(operator.mul, size, index) for index in (place, place + 1))
         piece.target, piece.args = aten.slice.Tensor, (tensor, dim, start, end)
     graph.erase_node(node)
+
+
+def _through_float32(graph: fx.Graph, node: fx.Node) -> None:
+    """Arithmetic in bfloat16, which is float32 and then rounded, and which onnxruntime's CPU provider doesn't have."""
+
+    def cast(given: Any, *dtypes: torch.dtype) -> Any:
+        for dtype in dtypes if isinstance(given.meta["val"], Tensor) else ():
+            value = given.meta["val"].to(dtype)
+            given = graph.call_function(aten.to.dtype, (given, dtype))
+            given.meta = {**node.meta, "val": value}
+        return given
+
+    with graph.inserting_before(node):
+        args = map_arg(node.args, lambda given: cast(given, torch.bfloat16, torch.float32))
+        precise = graph.call_function(node.target, args, dict(node.kwargs))  # type: ignore[arg-type]
+    precise.meta = {**node.meta, "val": _value(node).float()}
+    node.target, node.args, node.kwargs = aten.to.dtype, (precise, torch.bfloat16), {}
+
+
+def _is_bfloat16(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dtype == torch.bfloat16
 
 
 def _is_node(given: Any) -> bool:

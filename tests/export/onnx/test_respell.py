@@ -40,6 +40,7 @@ BEHIND = {
     "chunks of the tokens": lambda hidden, mask: torch.cat([hidden, hidden + 1, hidden], 1).chunk(3, 1),
     "chunks of another number": lambda hidden, mask: sum(torch.cat([hidden] * 4, 1).chunk(2, -2)),
     "rotations as complex numbers": lambda hidden, mask: rotated(hidden),
+    "arithmetic in bfloat16": lambda hidden, mask: hidden * (mask.cumsum(1).bfloat16() * 0.3 + 0.1).float()[..., None],
     "splits of the tokens": lambda hidden, mask: torch.cat([hidden, -hidden], 1).split(hidden.shape[1], 1)[1],
 }
 

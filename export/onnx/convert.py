@@ -18,7 +18,9 @@ from torch.utils import _pytree as pytree
 from remixer.export.errors import ExportError
 from remixer.export.onnx.attention import attention
 from remixer.export.onnx.integers import floor_division
+from remixer.export.onnx.respell import respell
 from remixer.export.onnx.tidy import tidy
+from remixer.rewrite.agreement import first_line
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program, expression
 from remixer.rewrite.sizes import letters_of
@@ -28,7 +30,7 @@ AXES = {"B": "batch", "T": "length"}
 
 
 def exported(module: nn.Module, call: Call, dynamic: Any) -> ExportedProgram:
-    """A module through torch.export.
+    """A module through torch.export, in operators that torch.onnx writes right.
 
     Args:
         module: in eval mode, of lowered mixers.
@@ -41,9 +43,11 @@ def exported(module: nn.Module, call: Call, dynamic: Any) -> ExportedProgram:
     args, kwargs = call
     try:
         with torch.no_grad():
-            return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+            source = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch.export raises errors of many kinds
-        raise ExportError(f"torch.export refuses the rewritten model: {type(error).__name__}: {error}") from error
+        raise ExportError(f"torch.export refuses the rewritten model: {first_line(error)}") from error
+    respell(source)
+    return source
 
 
 def to_graph(source: ExportedProgram, inputs: list[str], outputs: list[str]) -> Any:
@@ -68,10 +72,12 @@ def to_graph(source: ExportedProgram, inputs: list[str], outputs: list[str]) -> 
                 verbose=False,
                 optimize=False,
             )
+            assert made is not None
+            tidy(made.model)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch.onnx has no translation for the rewritten model: {_reason(error)}") from error
-    assert made is not None
-    tidy(made.model)
+    except Exception as error:  # what torch.onnx makes its graphs smaller with raises errors of its own
+        raise ExportError(f"torch.onnx fails on the rewritten model: {_reason(error)}") from error
     return made.model
 
 

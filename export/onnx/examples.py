@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from remixer.rewrite.agreement import NotRunError, run
 from remixer.rewrite.elsewhere import Sizes, example_at, is_mask, sizes_of_example
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program
@@ -33,14 +34,25 @@ class Trial(NamedTuple):
 
 
 def example_for_export(program: Program, length: int) -> Call:
-    """Two rows or more of `length` tokens, or as near as the program allows, so that nothing looks like a constant."""
-    return example_at(program, _sizes(program, 2, length))
+    """Two rows or more of `length` tokens, or as near as the program allows, so that nothing looks like a constant.
+
+    Where the model itself doesn't take so many, as one of images of one size, they are as many as it was captured with.
+    """
+    call = example_at(program, _sizes(program, 2, length))
+    try:
+        run(program.graph_module, call)
+    except NotRunError:
+        return example_at(program, _sizes(program, 2, None))
+    return call
 
 
 def trials(program: Program) -> Iterator[Trial]:
-    """Calls at all LENGTHS that the program takes: with nothing masked, and padded on the right and on the left."""
+    """Calls at all LENGTHS and the example's own: with nothing masked, and padded on the right and on the left.
+
+    Those that the program is known not to take are brought within its limits; others may still be too long for it.
+    """
     seen: set[tuple[int, ...]] = set()
-    for index, length in enumerate(LENGTHS):
+    for index, length in enumerate((*LENGTHS, None)):
         sizes = _sizes(program, BATCHES[index % len(BATCHES)], length)
         if tuple(sizes.values()) in seen:
             continue
@@ -58,14 +70,14 @@ def trials(program: Program) -> Iterator[Trial]:
             yield Trial(padded, exist, f"inputs {shape}" + ("" if side == "whole" else f", padded on the {side}"))
 
 
-def _sizes(program: Program, batch: int, length: int) -> Sizes:
-    """Values for the symbols, within their limits."""
+def _sizes(program: Program, batch: int, length: int | None) -> Sizes:
+    """Values for the symbols, within their limits; None for the lengths of the program's own example."""
     sizes: Sizes = {}
-    for symbol in sizes_of_example(program):
+    for symbol, own in sizes_of_example(program).items():
         smallest, largest = program.limits.get(symbol, (1, None))
         if smallest <= 2:
             smallest = 1  # torch.export takes nothing below 2, its graphs do
-        wanted = batch if symbol in program.batch else length
+        wanted = batch if symbol in program.batch else own if length is None else length
         sizes[symbol] = max(smallest, wanted if largest is None else min(wanted, largest))
     return sizes
 

@@ -20,6 +20,7 @@ from remixer.rewrite.agreement import NotRunError, run
 from remixer.rewrite.program import Program
 
 TOLERANCE = 1e-4  # of the largest number that torch gives, 1 at least
+RANDOM = tuple(f"aten.{name}" for name in ("rand", "normal", "bernoulli", "multinomial"))
 CHUNK = 64  # how many intermediate results are asked for at once
 
 
@@ -92,6 +93,9 @@ def first_difference(
     source: ExportedProgram, path: Path, provider: Provider, feeds: Mapping[str, Tensor], trial: Trial, tolerance: float
 ) -> str:
     """A sentence on the first node of the exported graph whose value onnxruntime gives otherwise."""
+    for node in source.graph.nodes:
+        if str(node.target).startswith(RANDOM):
+            return f"It draws random numbers, {node.target} at {_place(node)}, and onnxruntime draws others"
     recorder = _Recorder(source.module())
     args, kwargs = trial.call
     with torch.no_grad():
@@ -121,9 +125,14 @@ class _Recorder(fx.Interpreter):
         value = super().run_node(n)
         if n.op == "call_function" and isinstance(value, Tensor):
             self.values[n.name] = value
-            stack = list((n.meta.get("nn_module_stack") or {}).values())
-            self.places[n.name] = f"{n.target} at {stack[-1][0] if stack and stack[-1][0] else 'the top'}"
+            self.places[n.name] = f"{n.target} at {_place(n)}"
         return value
+
+
+def _place(node: fx.Node) -> str:
+    """The module that a node is of."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack and stack[-1][0] else "the top"
 
 
 def _with_all_outputs(path: Path, copy: Path, wanted: set[str]) -> list[str]:

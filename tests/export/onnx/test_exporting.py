@@ -161,6 +161,26 @@ def test_a_fixed_length_is_folded(tmp_path):
     assert to_onnx(frequency, tmp_path / "model.onnx").error < 1e-5
 
 
+def test_a_model_that_takes_few_sizes_is_exported_at_its_own(tmp_path):
+    class Image(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.block = nn.Conv2d(3, 32, 8, 8), Block(32, 4, False)
+            self.first, self.place = nn.Parameter(torch.randn(1, 1, 32)), nn.Parameter(torch.randn(1, 17, 32))
+
+        def forward(self, pixels):
+            hidden = self.patches(pixels).flatten(2).transpose(1, 2)
+            hidden = torch.cat([self.first.expand(hidden.shape[0], -1, -1), hidden], 1) + self.place
+            return self.block(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
+
+    torch.manual_seed(0)
+    small = remixer.remix(Image().eval(), "softmax", torch.randn(2, 3, 32, 32))
+    manifest = to_onnx(small, tmp_path / "model.onnx")
+    assert manifest.error < 1e-5
+    assert manifest.trials == 2  # 32 x 32, and 37 x 37, of which it doesn't see the rest
+    assert Session(tmp_path / "model.onnx")({"input": torch.randn(3, 3, 32, 32)})[0].shape == (3, 17, 32)
+
+
 def test_frequency_toeplitz_at_any_length_is_refused(model, tmp_path):
     small = remixer.remix(model, "frequency_toeplitz", inputs())
     with pytest.raises(ExportError, match=r"blocks\.0.*'frequency_toeplitz'.*Fix the length"):

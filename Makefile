@@ -57,6 +57,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/others.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/million.py
+	$(BIN)/python benchmarks/onnx_encoder.py
+	$(BIN)/python benchmarks/onnx_decoder.py
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/tables.py
 

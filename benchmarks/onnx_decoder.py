@@ -5,7 +5,7 @@ provider. A step is one token behind a context of random keys and values; all gr
 process, on onnxruntime's own values, so that nothing is copied around a step. A ratio is the median of the ratios of
 single turns.
 
-Run: python benchmarks/onnx_decoder.py [--contexts 128 1024 4096] [--graphs softmax long_short] [--runs 15]
+Run: python benchmarks/onnx_decoder.py [--contexts 128 1024 4096] [--graphs softmax "softmax int8" ...] [--runs 15]
 """
 
 from __future__ import annotations
@@ -33,8 +33,15 @@ from rich.table import Table
 import remixer
 from remixer import LongShort, SoftmaxConfig, Toeplitz
 from remixer.export import to_onnx_decoder
+from remixer.export.onnx.precision import Precision
+from remixer.mixers import MixerConfig
 
-CONFIGS = {"softmax": SoftmaxConfig(), "long_short": LongShort(), "toeplitz": Toeplitz()}
+GRAPHS: dict[str, tuple[MixerConfig, Precision]] = {
+    "softmax": (SoftmaxConfig(), "float32"),
+    "softmax int8": (SoftmaxConfig(), "int8"),
+    "long_short": (LongShort(), "float32"),
+    "toeplitz": (Toeplitz(), "float32"),
+}
 PEER = "transformers"
 LENGTH = 4608
 DTYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(bool)": np.bool_}
@@ -51,10 +58,12 @@ def export_all(folder: Path, names: list[str]) -> dict[str, float]:
     seconds = {}
     model, _ = smollm2()
     for name in names:
-        small = remixer.remix(model, CONFIGS[name], example())
+        config, precision = GRAPHS[name]
+        small = remixer.remix(model, config, example())
         start = time.perf_counter()
-        to_onnx_decoder(small, folder / name, length=LENGTH)
+        manifest = to_onnx_decoder(small, folder / name, length=LENGTH, precision=precision)
         seconds[name] = time.perf_counter() - start
+        print(name, manifest.error, manifest.trials, manifest.seconds, manifest.effect)
     start = time.perf_counter()
     export_peer(model, folder / PEER)
     seconds[PEER] = time.perf_counter() - start
@@ -135,7 +144,7 @@ def main() -> None:
     """Measure, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 1024, 4096])
-    parser.add_argument("--graphs", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
+    parser.add_argument("--graphs", nargs="+", choices=list(GRAPHS), default=["softmax", "softmax int8", "long_short"])
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "onnx_decoder.json")

@@ -67,6 +67,15 @@ def onnx_encoder(result: dict[str, Any], left: Axes, right: Axes) -> None:
     right.set_ylabel("times faster than the peer")
 
 
+def onnx_decoder(result: dict[str, Any], left: Axes, right: Axes) -> None:
+    """Tokens per second and memory over the context, graph by graph."""
+    rows = [{**row, "mixer": row["graph"], "length": row["context"]} for row in result["rows"]]
+    _lines(left, rows, lambda row: row["tokens_per_second"])
+    left.set_ylabel("tokens per second")
+    _lines(right, rows, lambda row: row["bytes"] / 2**20)
+    right.set_ylabel("MiB at most")
+
+
 def _lines(axes: Axes, rows: list[dict[str, Any]], height: Callable[[dict[str, Any]], float]) -> None:
     for name in dict.fromkeys(row["mixer"] for row in rows):
         mine = [row for row in rows if row["mixer"] == name]
@@ -83,7 +92,7 @@ def _bars(axes: Axes, values: dict[str, float]) -> None:
 
 
 PLOTS: dict[str, Callable[[dict[str, Any], Axes, Axes], None]] = {
-    draw.__name__: draw for draw in (mixers, scaling, long_range, million, onnx_encoder)
+    draw.__name__: draw for draw in (mixers, scaling, long_range, million, onnx_encoder, onnx_decoder)
 }
 
 

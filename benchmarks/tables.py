@@ -60,7 +60,7 @@ def rendered() -> str:
         *mixers(),
         *(
             part
-            for table_of in (others, scaling, million, onnx_encoder)
+            for table_of in (others, scaling, million, onnx_encoder, onnx_decoder)
             if measured(table_of.__name__)
             for part in table_of()
         ),
@@ -188,6 +188,32 @@ def onnx_encoder() -> list[str]:
         "([plot](benchmarks/results/onnx_encoder.png)):\n\n",
         table(["graph", *(f"{length:,} tokens" for length in lengths)], rows),
         source(result, "onnx_encoder"),
+    ]
+
+
+def onnx_decoder() -> list[str]:
+    """SmolLM2 in onnxruntime, one token."""
+    result = load("onnx_decoder")
+    contexts = list(dict.fromkeys(row["context"] for row in result["rows"]))
+    cells: dict[str, dict[int, str]] = {}
+    for row in result["rows"]:
+        ratio = "" if row["graph"] == "transformers" else f"{row['ratio']:.2f}x, "
+        text = f"{ratio}{row['tokens_per_second']:.1f} tokens/s, {row['bytes'] / 2**20:,.0f} MiB"
+        cells.setdefault(row["graph"], {})[row["context"]] = text
+    rows = [
+        [
+            "the original, by transformers' exporter" if name == "transformers" else f"`{name}`",
+            *(found[context] for context in contexts),
+        ]
+        for name, found in cells.items()
+    ]
+    return [
+        "\nThe real SmolLM2-135M in onnxruntime on the CPU, one token behind a context: the decoding graph that "
+        "transformers' own exporter writes and fuses, and what `remixer.export.to_onnx_decoder` writes: times faster, "
+        "tokens per second, memory to load it and take a step "
+        "([plot](benchmarks/results/onnx_decoder.png)):\n\n",
+        table(["graph", *(f"{context:,} tokens before" for context in contexts)], rows),
+        source(result, "onnx_decoder"),
     ]
 
 

@@ -10,11 +10,14 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from remixer.passes.errors import StreamError
-from remixer.passes.stream import Streaming, inputs_of, token_dimension
+from remixer.passes.stream import Streaming
+from remixer.passes.stream_graphs import inputs_of, token_dimension
 from remixer.rewrite.elsewhere import example_at, is_mask, sizes_of_example
 from remixer.rewrite.match import module_path
 from remixer.rewrite.tolerance import error_and_limit
 
+# Of the table's tolerance: products of other sizes are summed in another order, and a whole model adds that up.
+MARGIN = 10.0
 SCHEDULES = ((24, 1), (24, 17), (41, 40))  # tokens in all, and how many of them come at once
 
 
@@ -50,7 +53,7 @@ def prove_stream(streaming: Streaming, schedules: Sequence[tuple[int, int]] = SC
                         continue
                     there = torch.ones(len(wanted), dtype=torch.bool) if exist is None else exist[:, piece.stop - 1]
                     error, limit = error_and_limit(one[there], wanted[there])
-                    if not error <= limit:
+                    if not error <= MARGIN * limit:
                         raise StreamError(_told(streaming, whole, piece, error))
 
 
@@ -133,7 +136,7 @@ def _told(streaming: Streaming, whole: tuple[Any, Any], piece: Piece, error: flo
             wanted = wide.found[name].narrow(dim, each.stop - 1, 1)
             got = narrow.found[name].narrow(dim, narrow.found[name].shape[dim] - 1, 1)
             off, limit = error_and_limit(got, wanted)
-            if not off <= limit:
+            if not off <= MARGIN * limit:
                 place = f" at {module_path(node)}" if module_path(node) else ""
                 return f"{told}. The first node that differs is {name}, {node.target}{place}"
     return told

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.export import Dim
+from torch import fx
 
 from remixer.export.errors import ExportError
 from remixer.export.onnx.clean import clean
 from remixer.export.onnx.convert import exported, to_graph
+from remixer.export.onnx.decoder_manifest import DecoderManifest
+from remixer.export.onnx.decoder_shapes import DecoderShapes
 from remixer.export.onnx.device_scalars import scalars_on_device
-from remixer.export.onnx.exporting import EXPORT_LENGTH, LARGEST_FILE, checked, program_of, publish, timed, weight_bytes
+from remixer.export.onnx.exporting import LARGEST_FILE, checked, program_of, publish, timed, weight_bytes
 from remixer.export.onnx.lower_mixers import lower_mixers
 from remixer.export.onnx.manifest import described, mixers_of, operators_of, versions
 from remixer.export.onnx.names import input_names, output_names
@@ -28,60 +28,10 @@ from remixer.export.onnx.shared_weights import save_sharing
 from remixer.export.onnx.verify import TOLERANCE
 from remixer.export.onnx.verify_decoder import decoder_effect, verify_decoder
 from remixer.passes.errors import StreamError
-from remixer.passes.prove_stream import pieces, prove_stream, sequence
-from remixer.passes.stream import Streaming, inputs_of, stream, token_dimension
-from remixer.rewrite.agreement import NotRunError, run
-from remixer.rewrite.program import shape_of
+from remixer.passes.prove_stream import prove_stream, sequence
+from remixer.passes.stream import Streaming, stream
 
 PREFILL, STEP, MANIFEST, WEIGHTS = "prefill.onnx", "step.onnx", "decoder.json", "weights.data"
-
-
-@dataclass(frozen=True)
-class DecoderManifest:
-    """The record of one export; `to_onnx_decoder` returns it and writes it as JSON.
-
-    Attributes:
-        length: how many tokens there may be in all.
-        inputs: of each input of a prompt its dtype and shape, dynamic dimensions by name.
-        outputs: the same of each output that is not the state.
-        state: the same of each tensor of the state, as the step takes it: "past." and its name; it gives "present."
-            and its name.
-        opset: versions of operator sets by domain.
-        ir_version: of the file format.
-        provider: what it was exported for, "cpu" or "cuda".
-        mixers: of each site, the mixer with its options.
-        trials: how many sequences were gone through beside torch.
-        error: the largest difference found, relative to the largest number (1 at least) of each output.
-        tolerance: what was allowed.
-        nodes: how many there are of each operator, in the step.
-        versions: of the packages that made it.
-        seconds: that each part took.
-        precision: "float32" or "int8".
-        effect: what a lower precision does to the outputs, see Effect.
-        cuda: of graphs for CUDA, where their nodes go, see CudaCheck.
-    """
-
-    length: int
-    inputs: dict[str, Any]
-    outputs: dict[str, Any]
-    state: dict[str, Any]
-    opset: dict[str, int]
-    ir_version: int
-    provider: str
-    mixers: dict[str, Any]
-    trials: int
-    error: float
-    tolerance: float
-    nodes: dict[str, int]
-    versions: dict[str, str]
-    seconds: dict[str, float]
-    precision: str = "float32"
-    effect: dict[str, Any] | None = None
-    cuda: list[dict[str, Any]] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
-        return asdict(self)
 
 
 def to_onnx_decoder(
@@ -139,7 +89,7 @@ def to_onnx_decoder(
                 prove_stream(streaming)
             except StreamError as error:
                 raise ExportError(str(error)) from error
-        shapes = _Shapes(streaming)
+        shapes = DecoderShapes(streaming)
         with timed(seconds, "torch.export"):
             sources = [
                 exported(module, (tuple(tensors), {}), tuple(dynamic))
@@ -217,75 +167,3 @@ def _output_names(streaming: Streaming) -> list[str]:
     call = sequence(streaming, 2, 2)
     with torch.no_grad():
         return output_names(streaming.program.graph_module(*call[0], **call[1]))
-
-
-def _runs(streaming: Streaming, tokens: int) -> bool:
-    """Whether the whole model takes so many tokens."""
-    try:
-        run(streaming.program.graph_module, sequence(streaming, 1, tokens))
-    except NotRunError:
-        return False
-    return True
-
-
-class _Shapes:
-    """Examples of two sizes, from which it shows which dimensions are dynamic."""
-
-    def __init__(self, streaming: Streaming) -> None:
-        self.streaming = streaming
-        largest = streaming.program.limits.get(streaming.tokens, (1, None))[1]
-        prompt = min(EXPORT_LENGTH, streaming.length - 1, EXPORT_LENGTH if largest is None else largest)
-        while not _runs(streaming, prompt) and prompt > 2:
-            prompt //= 2  # a table of positions may be shorter
-        self.inputs, self.state = self._at(3, prompt)
-        _, self.other = self._at(2, max(1, prompt // 2))
-
-    def _at(self, batch: int, tokens: int) -> tuple[list[Tensor], list[Tensor]]:
-        call = sequence(self.streaming, batch, tokens)
-        (piece,) = pieces(self.streaming, call, tokens)
-        with torch.no_grad():
-            results = self.streaming.prefill(*piece.inputs)
-        return piece.inputs, list(results[len(results) - len(self.streaming.state) :])
-
-    def prefill(self) -> tuple[fx.GraphModule, list[Tensor], Any]:
-        """The module, example tensors, and which dimensions are dynamic."""
-        return self.streaming.prefill, self.inputs, self._of_inputs(step=False)
-
-    def step(self) -> tuple[fx.GraphModule, list[Tensor], Any]:
-        """The module, example tensors, and which dimensions are dynamic."""
-        one = [
-            tensor if dim is None else tensor.narrow(dim, 0, 1)
-            for tensor, dim in zip(self.inputs, self._dims(), strict=True)
-        ]
-        dynamic = [*self._of_inputs(step=True), *map(self._of_entry, self.state, self.other)]
-        whole = [tensor.clone(memory_format=torch.contiguous_format) for tensor in (*one, *self.state)]  # no views
-        return self.streaming.step, whole, dynamic
-
-    def name(self, graph: Any) -> None:
-        """Call the dynamic dimensions of inputs and outputs "batch", "length" and "past"."""
-        import onnx_ir as ir
-
-        for value in [*graph.graph.inputs, *graph.graph.outputs]:
-            sizes = list(value.shape)
-            for dim, size in enumerate(sizes):
-                if isinstance(size, ir.SymbolicDim):
-                    kept = value.name.startswith(("past.", "present."))
-                    sizes[dim] = "batch" if dim == 0 else "past" if kept else "length"
-            value.shape = ir.Shape(sizes)
-
-    def _dims(self) -> list[int | None]:
-        return [token_dimension(node, self.streaming.tokens) for node in inputs_of(self.streaming.program)]
-
-    def _of_inputs(self, *, step: bool) -> list[Any]:
-        """Rows are dynamic, and tokens in a prompt."""
-        batch = self.streaming.program.batch
-        shapes = [shape_of(node) or () for node in inputs_of(self.streaming.program)]
-        found = []
-        for shape, tokens in zip(shapes, self._dims(), strict=True):
-            moving = [bool(size.free_symbols & batch) or (dim == tokens and not step) for dim, size in enumerate(shape)]
-            found.append({dim: Dim.AUTO if each else Dim.STATIC for dim, each in enumerate(moving)})
-        return found
-
-    def _of_entry(self, one: Tensor, other: Tensor) -> dict[int, Any]:
-        sizes = zip(one.shape, other.shape, strict=True)
-        return {dim: Dim.AUTO if a != b else Dim.STATIC for dim, (a, b) in enumerate(sizes)}

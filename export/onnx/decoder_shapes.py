@@ -1,0 +1,88 @@
+"""Examples that the graphs of a decoder are exported by, and which dimensions of theirs are dynamic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim
+
+from remixer.export.onnx.exporting import EXPORT_LENGTH
+from remixer.passes.prove_stream import pieces, sequence
+from remixer.passes.stream import Streaming
+from remixer.passes.stream_graphs import inputs_of, token_dimension
+from remixer.rewrite.agreement import NotRunError, run
+from remixer.rewrite.program import shape_of
+
+
+def _runs(streaming: Streaming, tokens: int) -> bool:
+    """Whether the whole model takes so many tokens."""
+    try:
+        run(streaming.program.graph_module, sequence(streaming, 1, tokens))
+    except NotRunError:
+        return False
+    return True
+
+
+class DecoderShapes:
+    """Examples of two sizes, from which it shows which dimensions are dynamic."""
+
+    def __init__(self, streaming: Streaming) -> None:
+        self.streaming = streaming
+        largest = streaming.program.limits.get(streaming.tokens, (1, None))[1]
+        prompt = min(EXPORT_LENGTH, streaming.length - 1, EXPORT_LENGTH if largest is None else largest)
+        while not _runs(streaming, prompt) and prompt > 2:
+            prompt //= 2  # a table of positions may be shorter
+        self.inputs, self.state = self._at(3, prompt)
+        _, self.other = self._at(2, max(1, prompt // 2))
+
+    def _at(self, batch: int, tokens: int) -> tuple[list[Tensor], list[Tensor]]:
+        call = sequence(self.streaming, batch, tokens)
+        (piece,) = pieces(self.streaming, call, tokens)
+        with torch.no_grad():
+            results = self.streaming.prefill(*piece.inputs)
+        return piece.inputs, list(results[len(results) - len(self.streaming.state) :])
+
+    def prefill(self) -> tuple[fx.GraphModule, list[Tensor], Any]:
+        """The module, example tensors, and which dimensions are dynamic."""
+        return self.streaming.prefill, self.inputs, self._of_inputs(step=False)
+
+    def step(self) -> tuple[fx.GraphModule, list[Tensor], Any]:
+        """The module, example tensors, and which dimensions are dynamic."""
+        one = [
+            tensor if dim is None else tensor.narrow(dim, 0, 1)
+            for tensor, dim in zip(self.inputs, self._dims(), strict=True)
+        ]
+        dynamic = [*self._of_inputs(step=True), *map(self._of_entry, self.state, self.other)]
+        whole = [tensor.clone(memory_format=torch.contiguous_format) for tensor in (*one, *self.state)]  # no views
+        return self.streaming.step, whole, dynamic
+
+    def name(self, graph: Any) -> None:
+        """Call the dynamic dimensions of inputs and outputs "batch", "length" and "past"."""
+        import onnx_ir as ir
+
+        for value in [*graph.graph.inputs, *graph.graph.outputs]:
+            sizes = list(value.shape)
+            for dim, size in enumerate(sizes):
+                if isinstance(size, ir.SymbolicDim):
+                    kept = value.name.startswith(("past.", "present."))
+                    sizes[dim] = "batch" if dim == 0 else "past" if kept else "length"
+            value.shape = ir.Shape(sizes)
+
+    def _dims(self) -> list[int | None]:
+        return [token_dimension(node, self.streaming.tokens) for node in inputs_of(self.streaming.program)]
+
+    def _of_inputs(self, *, step: bool) -> list[Any]:
+        """Rows are dynamic, and tokens in a prompt."""
+        batch = self.streaming.program.batch
+        shapes = [shape_of(node) or () for node in inputs_of(self.streaming.program)]
+        found = []
+        for shape, tokens in zip(shapes, self._dims(), strict=True):
+            moving = [bool(size.free_symbols & batch) or (dim == tokens and not step) for dim, size in enumerate(shape)]
+            found.append({dim: Dim.AUTO if each else Dim.STATIC for dim, each in enumerate(moving)})
+        return found
+
+    def _of_entry(self, one: Tensor, other: Tensor) -> dict[int, Any]:
+        sizes = zip(one.shape, other.shape, strict=True)
+        return {dim: Dim.AUTO if a != b else Dim.STATIC for dim, (a, b) in enumerate(sizes)}

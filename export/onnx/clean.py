@@ -30,8 +30,6 @@ def _residuals_as_sums(model: Any) -> None:
 
 
 def _without_traces(model: Any) -> None:
-    """Of what torch.onnx notes at every node only the module's path stays: stack traces hold the paths of a machine."""
+    """Stack traces, which torch.onnx notes at every node, hold the paths of a machine."""
     for node in model.graph:
-        for name in [name for name in node.metadata_props if name.startswith("pkg.") or name == "fx_node"]:
-            if not name.endswith("name_scopes"):
-                del node.metadata_props[name]
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)

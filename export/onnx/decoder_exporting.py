@@ -18,6 +18,7 @@ from remixer.export.onnx.decoder_manifest import DecoderManifest
 from remixer.export.onnx.decoder_shapes import DecoderShapes
 from remixer.export.onnx.device_scalars import scalars_on_device
 from remixer.export.onnx.exporting import LARGEST_FILE, checked, program_of, publish, timed, weight_bytes
+from remixer.export.onnx.islands import mark_mixers
 from remixer.export.onnx.lower_mixers import lower_mixers
 from remixer.export.onnx.manifest import described, mixers_of, operators_of, versions
 from remixer.export.onnx.names import input_names, output_names
@@ -85,7 +86,7 @@ def to_onnx_decoder(
     try:
         with timed(seconds, "stream"):
             try:
-                streaming = stream(lower_mixers(program, steps=True), length)
+                streaming = stream(mark_mixers(lower_mixers(program, steps=True)), length)
                 prove_stream(streaming)
             except StreamError as error:
                 raise ExportError(str(error)) from error

@@ -5,7 +5,7 @@ READY := .venv/.ready
 OLD := .venv-old
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-slow zoo zoo-page zoo-old lint bench clean
+.PHONY: demo test test-slow zoo zoo-page zoo-onnx zoo-old lint bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
@@ -35,6 +35,10 @@ zoo: $(READY)
 
 zoo-page: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/matrix.py --page docs/zoo.md
+
+# Every family as ONNX files, one for each mixer, beside torch; goes on where it was stopped.
+zoo-onnx: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/onnx_files.py --page docs/zoo-onnx.md
 
 # The same families on an older transformers, in an environment of its own; says where they differ.
 zoo-old: $(OLD)/.ready

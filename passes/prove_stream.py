@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,11 +15,12 @@ from remixer.passes.stream import Streaming
 from remixer.passes.stream_graphs import inputs_of, token_dimension
 from remixer.rewrite.elsewhere import example_at, is_mask, sizes_of_example
 from remixer.rewrite.match import module_path
+from remixer.rewrite.slices import one_thread
 from remixer.rewrite.tolerance import error_and_limit
 
 # Of the table's tolerance: products of other sizes are summed in another order, and a whole model adds that up.
 MARGIN = 10.0
-SCHEDULES = ((24, 1), (24, 17), (41, 40))  # tokens in all, and how many of them come at once
+SCHEDULES = ((12, 1), (24, 17), (41, 40))  # tokens in all, and how many of them come at once
 
 
 class Piece(NamedTuple):
@@ -101,7 +103,8 @@ def run(streaming: Streaming, call: tuple[Any, Any], at_once: int) -> Iterator[t
     with torch.no_grad():
         for piece in pieces(streaming, call, at_once):
             graph_module = streaming.step if piece.start else streaming.prefill
-            results = graph_module(*piece.inputs, *state)
+            with one_thread() if piece.start else contextlib.nullcontext():  # one token is too little work for more
+                results = graph_module(*piece.inputs, *state)
             split = len(results) - len(streaming.state)
             state = list(results[split:])
             yield piece, list(results[:split])

@@ -252,8 +252,8 @@ def page(results: Results, command: str) -> str:
         "allowed), and on how many",
         f"inputs. Models have random weights and tables of {ROOM} positions; experts are chosen by batched products,",
         "since what transformers chooses them by otherwise is an operator of its own, which `to_onnx` refuses.",
-        "*Refused* is an `ExportError` with its reason; *differs* an `OnnxMismatchError`, and no file; *nothing*: there",
-        "is no attention to replace.",
+        "*Refused* is an `ExportError` with its reason; *differs* an `OnnxMismatchError`, and no file; *nothing*:",
+        "there is no attention to replace.",
         f"Mixers have their defaults, but {configs}.",
         "",
         f"Made by `{command}` with torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__} "

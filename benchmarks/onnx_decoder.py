@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import tempfile
@@ -156,7 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         export_seconds = export_all(Path(folder), options.graphs)
         rows = measure(Path(folder), [PEER, *options.graphs], options)
-    command = " ".join(["python", "benchmarks/onnx_decoder.py", *sys.argv[1:]])
+    command = shlex.join(["python", "benchmarks/onnx_decoder.py", *sys.argv[1:]])
     result = {"command": command, "machine": describe(), "export_seconds": export_seconds, "rows": rows}
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     table = Table("graph", "context", "ms", "tokens/s", "ratio", "peak MiB", title="SmolLM2, one token, in onnxruntime")

@@ -10,6 +10,7 @@ def clean(model: Any) -> None:
     import onnx_ir.passes.common as common
 
     _residuals_as_sums(model)
+    _quotients(model)
     _without_traces(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
@@ -27,6 +28,20 @@ def _residuals_as_sums(model: Any) -> None:
         before = node.inputs[0].producer() if node.inputs[0] is not None else None
         if before is not None and before.op_type == "Add" and not before.domain:
             before.op_type = "Sum"
+
+
+def _quotients(model: Any) -> None:
+    """A factor of 1 / sqrt(...) becomes a quotient, as which onnxruntime knows the norm by the root mean square."""
+    for node in model.graph:
+        for place in (0, 1) if node.op_type == "Mul" and not node.domain else ():
+            factor = node.inputs[place].producer()
+            root = factor.inputs[0] if factor is not None and factor.op_type == "Reciprocal" else None
+            if root is not None and root.producer() is not None and root.producer().op_type == "Sqrt":
+                other = node.inputs[1 - place]
+                node.op_type = "Div"
+                node.replace_input_with(0, other)
+                node.replace_input_with(1, root)
+                break
 
 
 def _without_traces(model: Any) -> None:

@@ -4,10 +4,9 @@ from remixer.export.errors import ExportError, OnnxInstallError, OnnxMismatchErr
 from remixer.export.onnx.cuda_check import CudaCheck, check_cuda
 from remixer.export.onnx.decoder import OnnxDecoder
 from remixer.export.onnx.decoder_exporting import to_onnx_decoder
-from remixer.export.onnx.decoder_manifest import DecoderManifest
 from remixer.export.onnx.effect import Effect
 from remixer.export.onnx.exporting import to_onnx
-from remixer.export.onnx.manifest import Manifest
+from remixer.export.onnx.manifest import DecoderManifest, Manifest
 
 __all__ = [
     "CudaCheck",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from remixer.mixers.base import State
 from remixer.mixers.errors import NoStepError
-from remixer.mixers.masks import near_keys
+from remixer.mixers.masks import existing_tokens, near_keys
 from remixer.mixers.offset_bias import bias_at, existing_places
 from remixer.mixers.spec import AttentionSpec
 
@@ -49,7 +49,7 @@ def extended(state: State, key: Tensor, value: Tensor, padding: Tensor | None) -
     """The state with T more tokens: key (B, G, T, D), value (B, G, T, E), padding (B, T) bool or None."""
     new = {"key": key, "value": value}
     if "exist" in state:
-        new["exist"] = key.new_ones(key.shape[0], key.shape[2], dtype=torch.bool) if padding is None else padding
+        new["exist"] = existing_tokens(padding, key)
     return {name: torch.cat([state[name], each], 1 if name == "exist" else 2) for name, each in new.items()}
 
 

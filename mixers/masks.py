@@ -49,6 +49,11 @@ def near_keys(spec: AttentionSpec, queries: int, keys: int, device: torch.device
     return near
 
 
+def existing_tokens(padding: Tensor | None, like: Tensor) -> Tensor:
+    """(B, T) bool, which tokens of (B, G, T, E) exist: all, without a padding."""
+    return like.new_ones(like.shape[0], like.shape[2], dtype=torch.bool) if padding is None else padding
+
+
 def existing_keys(spec: AttentionSpec, padding: Tensor | None) -> Tensor | None:
     """Which keys each query may see by padding: bool, broadcastable to (B, 1, T, S), or None for all."""
     if padding is None:

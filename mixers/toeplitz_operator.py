@@ -15,6 +15,7 @@ from remixer.mixers.eager import plain_inference, plain_training
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.gate import Gate
 from remixer.mixers.local_kernel import LocalKernel
+from remixer.mixers.masks import existing_tokens
 from remixer.mixers.position_encoder import PositionEncoder
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.recent import Recent
@@ -187,11 +188,8 @@ class ToeplitzOperator(Mixer):
     ) -> tuple[Tensor, State]:
         """See Mixer.step. A token costs as many products per channel as tokens are remembered."""
         assert value is not None
-        exist = value.new_ones(value.shape[0], 1, 1, 1)
-        if padding is not None:
-            exist = padding[:, None, :, None].to(value.dtype)
-            value = value.masked_fill(~padding[:, None, :, None], 0.0)
-        mixed, seen, state = self._advance(state, value, exist if self.normalise else None)
+        value, exist = self._existing(value, padding)
+        mixed, seen, state = self._advance(state, value, exist)
         if seen is not None:
             mixed = mixed / torch.maximum(seen, state["itself"])
         return self._gated(mixed, query, value), state
@@ -203,11 +201,18 @@ class ToeplitzOperator(Mixer):
         state = self.initial_state(value.shape[0], length, value)
         if "kernel" not in state:
             return super().state_after(length, **operands)
-        exist = value.new_ones(value.shape[0], 1, value.shape[2], 1)
+        return self._filled(state, *self._existing(value, padding))
+
+    def _filled(self, state: State, value: Tensor, exist: Tensor | None) -> State:
+        """The empty state with the first tokens in it, see `fill_ring`."""
+        return fill_ring(state, value, exist)
+
+    def _existing(self, value: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Values (B, G, T, E), 0 where there is no token, and where rows are normalised, (B, 1, T, 1), 1 or 0."""
+        exist = existing_tokens(padding, value)[:, None, :, None]
         if padding is not None:
-            exist = padding[:, None, :, None].to(value.dtype)
-            value = value.masked_fill(~padding[:, None, :, None], 0.0)
-        return fill_ring(state, value, exist if self.normalise else None)
+            value = value.masked_fill(~exist, 0.0)
+        return value, exist.to(value.dtype) if self.normalise else None
 
     def _advance(self, state: State, value: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor | None, State]:
         """What the token sees (B, H, 1, E), the sum of its coefficients where rows are normalised, the new state."""

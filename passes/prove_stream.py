@@ -14,6 +14,7 @@ from remixer.passes.errors import StreamError
 from remixer.passes.stream import Streaming
 from remixer.passes.stream_graphs import inputs_of, token_dimension
 from remixer.rewrite.elsewhere import example_at, is_mask, sizes_of_example
+from remixer.rewrite.inputs import tensors_in
 from remixer.rewrite.match import module_path
 from remixer.rewrite.slices import one_thread
 from remixer.rewrite.tolerance import error_and_limit
@@ -46,7 +47,7 @@ def prove_stream(streaming: Streaming, schedules: Sequence[tuple[int, int]] = SC
     for tokens, at_once in schedules:
         for padded in (False, True):
             whole = sequence(streaming, 2, min(tokens, streaming.length), padded=padded)
-            expected = outputs(streaming.program.graph_module(*whole[0], **whole[1]))
+            expected = tensors_in(streaming.program.graph_module(*whole[0], **whole[1]))
             exist = existing(streaming, whole)
             for piece, got in run(streaming, whole, min(at_once, streaming.length)):
                 for index, (one, other) in enumerate(zip(got, expected, strict=True)):
@@ -86,7 +87,7 @@ def existing(streaming: Streaming, call: tuple[Any, Any]) -> Tensor | None:
 def pieces(streaming: Streaming, call: tuple[Any, Any], at_once: int) -> Iterator[Piece]:
     """A call's first tokens, then one after the other."""
     nodes = inputs_of(streaming.program)
-    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
+    tensors = tensors_in(call)
     dims = [token_dimension(node, streaming.tokens) for node in nodes]
     total = next(tensor.shape[dim] for tensor, dim in zip(tensors, dims, strict=True) if dim is not None)
     for start, stop in [(0, at_once), *((t, t + 1) for t in range(at_once, total))]:
@@ -108,11 +109,6 @@ def run(streaming: Streaming, call: tuple[Any, Any], at_once: int) -> Iterator[t
             split = len(results) - len(streaming.state)
             state = list(results[split:])
             yield piece, list(results[:split])
-
-
-def outputs(result: Any) -> list[Tensor]:
-    """The tensors that a model gives."""
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def _last(streaming: Streaming, index: int, output: Tensor, stop: int) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from remixer.rewrite.cleanup import clean, inline_wrapped
 from remixer.rewrite.errors import CaptureError
-from remixer.rewrite.inputs import Aspect, Call, aspect_of, countable_dimensions, lengths_of
+from remixer.rewrite.inputs import Aspect, Call, aspect_of, countable_dimensions, lengths_of, tensors_in
 from remixer.rewrite.modules import keep_persistence
 from remixer.rewrite.program import Program, StaticDimension, expression, input_symbols, unite
 from remixer.rewrite.vmapped import write_out_vmaps
@@ -123,7 +123,7 @@ def _has_rows(value: Any) -> bool:
 def _static_dimensions(graph: fx.Graph, call: Call, fixed: Collection[Aspect]) -> tuple[StaticDimension, ...]:
     """Batch and length dimensions that did not become symbols."""
     nodes = [node for node in graph.find_nodes(op="placeholder") if isinstance(node.meta.get("val"), torch.Tensor)]
-    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, torch.Tensor)]
+    tensors = tensors_in(call)
     lengths = lengths_of(call)
     found = []
     for node, tensor in zip(nodes, tensors, strict=False):

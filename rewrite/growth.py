@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import sympy
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
+from remixer.rewrite.inputs import tensors_in
 from remixer.rewrite.match import module_path, source_line
 from remixer.rewrite.program import Program, expression, shape_of
 from remixer.rewrite.sizes import letters_of, written_shape
@@ -120,7 +120,7 @@ def growth_of(program: Program, length: Iterable[sympy.Symbol] | None = None, in
     for node in program.graph.nodes:
         if node.op in ("output", "get_attr") or (not node.users and node.op == "placeholder"):
             continue
-        leaves = [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
+        leaves = tensors_in(node.meta.get("val"))
         higher = isinstance(node.target, torch._ops.HigherOrderOperator)  # runs a graph of its own
         if higher or (node.op == "call_function" and node.meta.get("val") is None):
             unknown.append(node.name)

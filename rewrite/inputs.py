@@ -34,6 +34,11 @@ def as_call(inputs: Inputs) -> Call:
     raise CaptureError(f"inputs must be a dict by name, a tuple or one tensor, got {type(inputs).__name__}")
 
 
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    """All tensors of a call, or of what a model gives, in their order."""
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
 def lengths_of(call: Call) -> frozenset[int]:
     """The sizes of a call's second dimensions: of sequences, where they count tokens."""
     leaves = pytree.tree_leaves(call)

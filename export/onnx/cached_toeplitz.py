@@ -56,28 +56,13 @@ class CachedToeplitz(ToeplitzMixer):
             state["exist"] = like.new_zeros(batch, past, dtype=torch.bool)
         return state
 
-    def state_after(self, length: int, **operands: Tensor | None) -> State:
-        """See Mixer.state_after."""
-        value = operands["value"]
-        assert value is not None
-        return self._kept(
-            self._extended(self.initial_state(value.shape[0], length, value), value, operands.get("padding"))
-        )
+    def _filled(self, state: State, value: Tensor, exist: Tensor | None) -> State:
+        """See ToeplitzOperator._filled."""
+        return self._kept(_extended(state, value, exist))
 
-    def step(
-        self,
-        state: State,
-        query: Tensor | None = None,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        *,
-        padding: Tensor | None = None,
-        bias: Tensor | None = None,
-        source: Tensor | None = None,
-    ) -> tuple[Tensor, State]:
-        """See Mixer.step."""
-        assert value is not None
-        state = self._extended(state, value, padding)
+    def _advance(self, state: State, value: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor | None, State]:
+        """See ToeplitzOperator._advance."""
+        state = _extended(state, value, exist)
         kernel, values = state["kernel"], state["values"]
         S = values.shape[-1]
         weights = kernel.narrow(-1, kernel.shape[-1] - S, S)
@@ -86,22 +71,10 @@ class CachedToeplitz(ToeplitzMixer):
             mixed = by_head[..., 0, :] @ values.transpose(2, 3)  # (B, G, groups, E)
         else:
             mixed = (values[:, :, None] * by_head).sum(-1)
-        mixed = mixed.flatten(1, 2)[:, :, None]
-        if self.normalise:
-            exist = state["exist"][:, None, None].to(values.dtype)
-            mixed = mixed / torch.maximum(exist @ weights.transpose(1, 2), state["itself"])
-        return self._gated(mixed, query, value), self._kept(state)
-
-    def _extended(self, state: State, value: Tensor, padding: Tensor | None) -> State:
-        """The state with further tokens."""
-        new = value.transpose(2, 3).to(state["values"].dtype)
-        if padding is not None:
-            new = new.masked_fill(~padding[:, None, None], 0.0)
-        state = {**state, "values": torch.cat([state["values"], new], -1)}
-        if self.normalise:
-            exist = value.new_ones(value.shape[0], value.shape[2], dtype=torch.bool) if padding is None else padding
-            state["exist"] = torch.cat([state["exist"], exist], -1)
-        return state
+        mixed, seen = mixed.flatten(1, 2)[:, :, None], None
+        if exist is not None:
+            seen = state["exist"].to(values.dtype)[:, None, None] @ weights.transpose(1, 2)
+        return mixed, seen, self._kept(state)
 
     def _kept(self, state: State) -> State:
         """What tokens to come may see."""
@@ -110,3 +83,11 @@ class CachedToeplitz(ToeplitzMixer):
         past, S = state["kernel"].shape[-1] - 1, state["values"].shape[-1]
         names = ("values", "exist") if self.normalise else ("values",)
         return {**state, **{name: state[name].narrow(-1, S - past, past) for name in names}}
+
+
+def _extended(state: State, value: Tensor, exist: Tensor | None) -> State:
+    """The state with further tokens: value (B, G, T, E), exist (B, 1, T, 1) for a state that counts."""
+    new = {"values": value.transpose(2, 3)}
+    if exist is not None:
+        new["exist"] = exist[:, 0, :, 0]
+    return {**state, **{name: torch.cat([state[name], each.to(state[name].dtype)], -1) for name, each in new.items()}}

@@ -55,7 +55,7 @@ class OnnxDecoder:
         threads: how many the CPU provider uses; 0 leaves it to onnxruntime.
 
     Raises:
-        ExportError: there is no such export in the folder, or it has no logits.
+        ExportError: there is no such export in the folder, or which output the logits are can't be told.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, provider: Provider | None = None, threads: int = 0) -> None:
@@ -68,6 +68,10 @@ class OnnxDecoder:
             ) from None
         self.length: int = manifest["length"]
         self.graphs = Graphs(path / "prefill.onnx", path / "step.onnx", provider or manifest["provider"], threads)
+        outputs = self.graphs.outputs
+        if "logits" not in outputs and len(outputs) > 1:
+            raise ExportError(f"which of the outputs {', '.join(outputs)} are logits can't be told: none has that name")
+        self._logits = outputs.index("logits") if "logits" in outputs else 0
         self._ids, *others = self.graphs.inputs
         known = {"attention_mask", "mask", "position_ids"}
         if unknown := set(others) - known:
@@ -132,7 +136,7 @@ class OnnxDecoder:
         for _ in range(max_new_tokens):
             given = [ids if name == self._ids else feeds[name] for name in self.graphs.inputs]
             outputs, state = self.graphs.run(given, state)
-            chosen = (choose or _largest)(outputs[0][:, -1]).to(ids.dtype)
+            chosen = (choose or _largest)(outputs[self._logits][:, -1]).to(ids.dtype)
             last = torch.where(ended, last, chosen)
             yield last
             ended = ended | torch.isin(last, torch.tensor(sorted(stop), dtype=ids.dtype))

@@ -8,20 +8,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx
 
 from remixer.export.errors import ExportError
 from remixer.export.onnx.clean import clean
 from remixer.export.onnx.convert import exported, to_graph
-from remixer.export.onnx.decoder_manifest import DecoderManifest
 from remixer.export.onnx.decoder_shapes import DecoderShapes
 from remixer.export.onnx.device_scalars import scalars_on_device
-from remixer.export.onnx.exporting import LARGEST_FILE, checked, program_of, publish, timed, weight_bytes
+from remixer.export.onnx.exporting import LARGEST_FILE, checked, outputs_of, program_of, publish, timed, weight_bytes
 from remixer.export.onnx.islands import mark_mixers
 from remixer.export.onnx.lower_mixers import lower_mixers
-from remixer.export.onnx.manifest import described, mixers_of, operators_of, versions
-from remixer.export.onnx.names import input_names, output_names
+from remixer.export.onnx.manifest import DecoderManifest, described, mixers_of, operators_of, versions
+from remixer.export.onnx.names import input_names
 from remixer.export.onnx.precision import Precision, check_precision
 from remixer.export.onnx.quantise import quantise
 from remixer.export.onnx.runtime import Provider, check_install
@@ -30,7 +28,8 @@ from remixer.export.onnx.verify import TOLERANCE
 from remixer.export.onnx.verify_decoder import decoder_effect, verify_decoder
 from remixer.passes.errors import StreamError
 from remixer.passes.prove_stream import prove_stream, sequence
-from remixer.passes.stream import Streaming, stream
+from remixer.passes.stream import stream
+from remixer.rewrite.agreement import mode
 
 PREFILL, STEP, MANIFEST, WEIGHTS = "prefill.onnx", "step.onnx", "decoder.json", "weights.data"
 
@@ -81,9 +80,7 @@ def to_onnx_decoder(
         raise ExportError("decoders are written in float32 or int8 so far, not in float16")
     check_install(provider)
     seconds: dict[str, float] = {}
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with mode(model, training=False):
         with timed(seconds, "stream"):
             try:
                 streaming = stream(mark_mixers(lower_mixers(program, steps=True)), length)
@@ -98,7 +95,7 @@ def to_onnx_decoder(
             ]
         with timed(seconds, "torch.onnx"):
             names = input_names((program.args, program.kwargs))
-            given = _output_names(streaming)
+            given = outputs_of(streaming.program, sequence(streaming, 2, 2))
             past, present = ([f"{when}.{name}" for name in streaming.state] for when in ("past", "present"))
             graphs = [to_graph(sources[0], names, [*given, *present])]
             graphs.append(to_graph(sources[1], [*names, *past], [*given, *present]))
@@ -142,9 +139,6 @@ def to_onnx_decoder(
             (Path(draft) / MANIFEST).write_text(json.dumps(manifest.to_dict(), indent=2) + "\n", encoding="utf-8")
             folder.mkdir(exist_ok=True)
             publish(Path(draft), folder, last=MANIFEST)
-    finally:
-        for module, flag in training.items():
-            module.training = flag
     return manifest
 
 
@@ -162,9 +156,3 @@ def _quantised(graphs: list[Any], folder: Path) -> list[Any]:
     for file in folder.glob("int8.*"):
         file.unlink()
     return made
-
-
-def _output_names(streaming: Streaming) -> list[str]:
-    call = sequence(streaming, 2, 2)
-    with torch.no_grad():
-        return output_names(streaming.program.graph_module(*call[0], **call[1]))

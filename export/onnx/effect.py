@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from remixer.export.errors import ExportError, OnnxMismatchError
-from remixer.export.onnx.examples import Trial, trials
+from remixer.export.onnx.examples import trials
 from remixer.export.onnx.runtime import PROVIDERS, Provider, Session
-from remixer.export.onnx.verify import difference, feeds_of
+from remixer.export.onnx.verify import feeds_of, largest_difference, where_they_exist
 from remixer.rewrite.agreement import NotRunError, run
+from remixer.rewrite.inputs import tensors_in
 from remixer.rewrite.program import Program
 from remixer.rewrite.tolerance import TOLERANCE
 
@@ -65,24 +65,20 @@ def measure(program: Program, path: Path, provider: Provider, precision: str, to
     half = precision == "float16"
     limit = max(TOLERANCE[torch.float16], tolerance) if half else LOWEST_COSINE
     count, error, mean_error, cosine = 0, 0.0, 0.0, 1.0
-    try:
-        session = Session(path, provider)
-    except Exception as refused:  # onnxruntime has an exception class per status
-        raise ExportError(f"onnxruntime refuses the {precision} graph: {str(refused).splitlines()[0]}") from refused
+    session = Session(path, provider)
     for trial in trials(program):
         try:
-            leaves = pytree.tree_leaves(run(program.graph_module, trial.call))
+            expected = tensors_in(run(program.graph_module, trial.call))
         except NotRunError:
             continue
         try:
             outputs = session(feeds_of(trial.call))
         except Exception as failed:  # onnxruntime has an exception class per status
             raise ExportError(f"the {precision} graph fails on {trial.name}: {str(failed).splitlines()[0]}") from failed
-        expected = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         for name, got, want in zip(session.outputs, outputs, expected, strict=True):
             if not want.is_floating_point() or not want.numel():
                 continue  # choices such as an argmax may turn out otherwise
-            found, mean, alike = _compare(got, want, trial)
+            found, mean, alike = compared(*where_they_exist(got, want, trial.exist))
             if not (found <= limit if half else alike >= limit):
                 raise OnnxMismatchError(
                     f"the {precision} file is too far from torch in {name}, on {trial.name}: largest difference "
@@ -95,14 +91,11 @@ def measure(program: Program, path: Path, provider: Provider, precision: str, to
     return Effect(PROVIDERS[provider], count, error, mean_error, cosine, limit)
 
 
-def _compare(got: Tensor, want: Tensor, trial: Trial) -> tuple[float, float, float]:
-    """The largest difference, the mean one and the cosine, where tokens exist; the worst there is for other shapes."""
-    found = difference(got, want, trial)
-    exist = trial.exist
+def compared(got: Tensor, want: Tensor) -> tuple[float, float, float]:
+    """The largest difference, the mean one and the cosine; the worst there is for other shapes."""
+    found = largest_difference(got, want)
     if got.shape != want.shape:
         return found, float("inf"), -1.0
-    if exist is not None and want.dim() > 1 and want.shape[:2] == exist.shape:
-        got, want = got[exist], want[exist]
     got, want = got.double().flatten(), want.double().flatten()
     mean = float((got - want).abs().mean() / want.abs().mean().clamp(min=1e-30))
     return found, mean, _cosine(got, want)

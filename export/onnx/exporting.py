@@ -30,6 +30,7 @@ from remixer.export.onnx.precision import Precision, check_precision
 from remixer.export.onnx.quantise import quantise
 from remixer.export.onnx.runtime import Provider, check_install
 from remixer.export.onnx.verify import TOLERANCE, Proof, verify
+from remixer.rewrite.agreement import mode
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program
 
@@ -80,14 +81,12 @@ def to_onnx(
     check_precision(precision, provider)
     check_install(provider)
     seconds: dict[str, float] = {}
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with mode(model, training=False):
         call = example_for_export(program, EXPORT_LENGTH)
         with timed(seconds, "torch.export"):
             source = exported(as_module(mark_mixers(lower_mixers(program))), call, dynamic_shapes(program, call))
         with timed(seconds, "torch.onnx"):
-            graph = to_graph(source, input_names(call), _output_names(program, call))
+            graph = to_graph(source, input_names(call), outputs_of(program, call))
             name_axes(graph, program)
         with timed(seconds, "clean"):
             clean(graph)
@@ -113,9 +112,6 @@ def to_onnx(
             if not (Path(folder) / f"{path.name}.data").exists():
                 path.with_name(f"{path.name}.data").unlink(missing_ok=True)
             publish(Path(folder), path.parent, last=path.name)
-    finally:
-        for module, flag in training.items():
-            module.training = flag
     return manifest
 
 
@@ -139,7 +135,8 @@ def program_of(model: Any) -> Program:
     )
 
 
-def _output_names(program: Program, call: Call) -> list[str]:
+def outputs_of(program: Program, call: Call) -> list[str]:
+    """The names of what a program gives for a call."""
     with torch.no_grad():
         return output_names(program.graph_module(*call[0], **call[1]))
 

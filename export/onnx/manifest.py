@@ -13,53 +13,80 @@ from remixer.mixers.base import Mixer
 from remixer.rewrite.program import Program
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """The record of one export; `to_onnx` returns it and writes it as JSON.
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What the records of all exports hold.
 
     Attributes:
-        file: name of the ONNX file.
         inputs: of each input its dtype and shape, dynamic dimensions by name.
         outputs: the same of each output.
         opset: versions of operator sets by domain, "" being ONNX's own.
         ir_version: of the file format.
         provider: what it was exported for, "cpu" or "cuda".
         mixers: of each site that was replaced, the mixer with its options.
-        static: dimensions of inputs that are fixed, and why.
         trials: on how many inputs it was run beside torch.
         error: the largest difference found, relative to the largest number (1 at least) of each output.
         tolerance: what was allowed.
         nodes: how many there are of each operator.
-        size: bytes of all weights.
         versions: of the packages that made it.
         seconds: that each step took.
         precision: "float32", "float16" or "int8".
         effect: what a lower precision does to the outputs, see `Effect`; `error` is that of the graph in float32.
-        cuda: where the nodes go under the CUDA provider, see `CudaCheck`; None for other providers.
     """
 
-    file: str
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     opset: dict[str, int]
     ir_version: int
     provider: str
     mixers: dict[str, Any]
-    static: list[str]
     trials: int
     error: float
     tolerance: float
     nodes: dict[str, int]
-    size: int
     versions: dict[str, str]
     seconds: dict[str, float]
     precision: str = "float32"
     effect: dict[str, Any] | None = None
-    cuda: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """The record of one export; `to_onnx` returns it and writes it as JSON. See Record for what else it holds.
+
+    Attributes:
+        file: name of the ONNX file.
+        static: dimensions of inputs that are fixed, and why.
+        size: bytes of all weights.
+        cuda: where the nodes go under the CUDA provider, see `CudaCheck`; None for other providers.
+    """
+
+    file: str
+    static: list[str]
+    size: int
+    cuda: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderManifest(Record):
+    """The record of one export; `to_onnx_decoder` returns it and writes it as JSON. See Record for what else it holds.
+
+    Inputs are those of a prompt, outputs those that are not the state, nodes those of the step.
+
+    Attributes:
+        length: how many tokens there may be in all.
+        state: of each tensor of the state dtype and shape, as the step takes it: "past." and its name; it gives
+            "present." and its name.
+        cuda: of both graphs where the nodes go under the CUDA provider, see `CudaCheck`; None for other providers.
+    """
+
+    length: int
+    state: dict[str, Any]
+    cuda: list[dict[str, Any]] | None = None
 
 
 def described(values: Any) -> dict[str, Any]:

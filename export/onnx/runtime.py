@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from remixer.export.errors import OnnxInstallError, ProviderError
+from remixer.export.errors import ExportError, OnnxInstallError, ProviderError
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -97,6 +97,10 @@ class Session:
         path: of the file.
         provider: where it runs.
         threads: how many the CPU provider uses; 0 leaves it to onnxruntime.
+
+    Raises:
+        ExportError: onnxruntime refuses the graph.
+        ProviderError: it would run the graph on another provider.
     """
 
     def __init__(self, path: Path, provider: Provider = "cpu", threads: int = 0) -> None:
@@ -107,7 +111,15 @@ class Session:
         options.intra_op_num_threads = threads
         # Threads that spin between runs take the cores from whatever else runs, torch included.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+        except Exception as error:  # onnxruntime has an exception class per status
+            raise ExportError(f"onnxruntime refuses the graph: {str(error).splitlines()[0]}") from error
+        if PROVIDERS[provider] not in self._session.get_providers():
+            raise ProviderError(
+                f"onnxruntime doesn't get {PROVIDERS[provider]} here, and would run the graph on the CPU and say "
+                "nothing. What to do: install what it needs, or ask for provider='cpu'"
+            )
         self.inputs: list[str] = [each.name for each in self._session.get_inputs()]
         self.outputs: list[str] = [each.name for each in self._session.get_outputs()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def save_sharing(graphs: list[Any], paths: list[Path], weights: str) -> None:
                 if tensor is None or tensor.nbytes < SMALLEST:
                     continue
                 data = tensor.tobytes()
-                key = (tensor.dtype, tuple(tensor.shape.numpy()), hash(data))
+                key = (tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(data).digest())
                 if key not in written:
                     start = -(-offset // 4096) * 4096  # where a page begins, so that runtimes can map it
                     file.write(b"\0" * (start - offset) + data)

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from remixer.export.errors import ExportError, OnnxMismatchError
 from remixer.export.onnx.examples import Trial, trials
 from remixer.export.onnx.names import input_names
 from remixer.export.onnx.runtime import Provider, Session
 from remixer.rewrite.agreement import NotRunError, run
+from remixer.rewrite.inputs import tensors_in
+from remixer.rewrite.match import module_path
 from remixer.rewrite.program import Program
 
 TOLERANCE = 1e-4  # of the largest number that torch gives, 1 at least
@@ -38,14 +39,10 @@ def verify(program: Program, path: Path, provider: Provider, source: ExportedPro
         OnnxMismatchError: they differ; it says on which inputs, and which node does first.
         ExportError: onnxruntime refuses the file, or torch runs none of the trials.
     """
-    try:
-        session = Session(path, provider)
-    except Exception as error:  # onnxruntime has an exception class per status
-        raise ExportError(f"onnxruntime refuses the graph: {str(error).splitlines()[0]}") from error
-    tried, worst = 0, 0.0
+    session, tried, worst = Session(path, provider), 0, 0.0
     for trial in trials(program):
         try:
-            expected = [leaf for leaf in pytree.tree_leaves(run(program.graph_module, trial.call)) if _is_tensor(leaf)]
+            expected = tensors_in(run(program.graph_module, trial.call))
         except NotRunError:
             continue  # beyond what the model takes, such as a table of positions
         feeds = feeds_of(trial.call)
@@ -70,17 +67,25 @@ def verify(program: Program, path: Path, provider: Provider, source: ExportedPro
 
 def feeds_of(call: Any) -> dict[str, Tensor]:
     """The tensors of a call by the names of the graph's inputs."""
-    tensors = [leaf for leaf in pytree.tree_leaves(call) if _is_tensor(leaf)]
-    return dict(zip(input_names(call), tensors, strict=True))
+    return dict(zip(input_names(call), tensors_in(call), strict=True))
 
 
 def difference(got: Tensor, want: Tensor, trial: Trial) -> float:
-    """The largest difference where tokens exist, over the largest number (1 at least); inf for other shapes."""
+    """`largest_difference` where tokens exist."""
+    return largest_difference(*where_they_exist(got, want, trial.exist))
+
+
+def where_they_exist(got: Tensor, want: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of two values by token those whose tokens exist, (B, T) bool; other values as they are."""
+    if exist is None or got.shape != want.shape or want.dim() < 2 or want.shape[:2] != exist.shape:
+        return got, want
+    return got[exist], want[exist]
+
+
+def largest_difference(got: Tensor, want: Tensor) -> float:
+    """Over the largest number that is wanted (1 at least); inf for other shapes, and for other whole numbers."""
     if got.shape != want.shape:
         return float("inf")
-    exist = trial.exist
-    if exist is not None and want.dim() > 1 and want.shape[:2] == exist.shape:
-        got, want = got[exist], want[exist]
     if not want.is_floating_point():
         return 0.0 if torch.equal(got.to(want.dtype), want) else float("inf")
     if want.numel() == 0:
@@ -131,8 +136,7 @@ class _Recorder(fx.Interpreter):
 
 def _place(node: fx.Node) -> str:
     """The module that a node is of."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack and stack[-1][0] else "the top"
+    return module_path(node) or "the top"
 
 
 def _with_all_outputs(path: Path, copy: Path, wanted: set[str]) -> list[str]:
@@ -149,7 +153,3 @@ def _with_all_outputs(path: Path, copy: Path, wanted: set[str]) -> list[str]:
                 names.append(value.name)
     ir.save(model, copy)
     return names
-
-
-def _is_tensor(leaf: object) -> bool:
-    return isinstance(leaf, Tensor)

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from remixer.export.errors import ExportError, OnnxMismatchError
 from remixer.export.onnx.decoder import Graphs
-from remixer.export.onnx.effect import LOWEST_COSINE, Effect
+from remixer.export.onnx.effect import LOWEST_COSINE, Effect, compared
 from remixer.export.onnx.runtime import PROVIDERS, Provider
-from remixer.export.onnx.verify import Proof
-from remixer.passes.prove_stream import existing, outputs, pieces, sequence
+from remixer.export.onnx.verify import Proof, largest_difference
+from remixer.passes.prove_stream import existing, pieces, sequence
 from remixer.passes.stream import Streaming
 from remixer.rewrite.agreement import NotRunError
 from remixer.rewrite.agreement import run as run_model
+from remixer.rewrite.inputs import tensors_in
 
 # Rows, tokens in all, and how many of them come at once: one; an odd number; past the default window and its segments.
 SCHEDULES = ((1, 12, 1), (3, 40, 37), (2, 150, 129), (2, 300, 290))
@@ -49,7 +49,7 @@ def verify_decoder(streaming: Streaming, prefill: Path, step: Path, provider: Pr
     tried, worst = 0, 0.0
     for sequence_of in comparisons(streaming, prefill, step, provider):
         for name, got, want, place in sequence_of:
-            found = float((got - want).abs().max()) / max(1.0, float(want.abs().max()))
+            found = largest_difference(got, want)
             if not found <= tolerance:
                 raise OnnxMismatchError(
                     f"the ONNX graphs differ from torch by {found:.2g} in {name}, allowed {tolerance:.2g}, {place}"
@@ -71,14 +71,12 @@ def decoder_effect(streaming: Streaming, prefill: Path, step: Path, provider: Pr
     tried, error, mean, cosine = 0, 0.0, 0.0, 1.0
     for sequence_of in comparisons(streaming, prefill, step, provider):
         for name, got, want, place in sequence_of:
-            found = float((got - want).abs().max()) / max(1.0, float(want.abs().max()))
-            alike = float(torch.cosine_similarity(got.double().flatten(), want.double().flatten(), 0))
+            found, off, alike = compared(got, want)
             if not alike >= LOWEST_COSINE:
                 raise OnnxMismatchError(
                     f"the int8 graphs are too far from torch in {name}, {place}: cosine {alike:.3g}, allowed "
                     f"{LOWEST_COSINE:.2g} or more. What to do: export with precision='float32'"
                 )
-            off = float((got - want).abs().mean() / want.abs().mean().clamp(min=1e-30))
             error, mean, cosine = max(error, found), max(mean, off), min(cosine, alike)
         tried += 1
     return Effect(PROVIDERS[provider], tried, error, mean, cosine, LOWEST_COSINE)
@@ -86,11 +84,7 @@ def decoder_effect(streaming: Streaming, prefill: Path, step: Path, provider: Pr
 
 def comparisons(streaming: Streaming, prefill: Path, step: Path, provider: Provider) -> Iterator[Iterator[Comparison]]:
     """Of each sequence that torch runs, all outputs."""
-    try:
-        graphs = Graphs(prefill, step, provider)
-    except Exception as error:  # onnxruntime has an exception class per status
-        raise ExportError(f"onnxruntime refuses the graph: {str(error).splitlines()[0]}") from error
-    seen = set()
+    graphs, seen = Graphs(prefill, step, provider), set()
     for batch, tokens, at_once in SCHEDULES:
         for padded in (False, True):
             tokens = min(tokens, streaming.length)
@@ -102,7 +96,7 @@ def comparisons(streaming: Streaming, prefill: Path, step: Path, provider: Provi
                 continue
             seen.add(key)
             try:
-                expected = outputs(run_model(streaming.program.graph_module, call))
+                expected = tensors_in(run_model(streaming.program.graph_module, call))
             except NotRunError:
                 continue  # beyond what the model takes, such as a table of positions
             told = ", padded on the left" if padded else ""

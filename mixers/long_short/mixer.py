@@ -21,7 +21,7 @@ from remixer.mixers.long_short.stream import Stream
 from remixer.mixers.long_short.stream_start import after_summaries, after_tokens
 from remixer.mixers.long_short.summaries import pool
 from remixer.mixers.long_short.tiled_attention import mix_with_retrieved
-from remixer.mixers.masks import allowed_keys
+from remixer.mixers.masks import allowed_keys, existing_tokens
 from remixer.mixers.registry import register
 from remixer.mixers.softmax import attend, attend_by_offset
 from remixer.mixers.spec import AttentionSpec
@@ -253,9 +253,8 @@ class LongShortMixer(Mixer):
         key, value, source, padding = (operands.get(name) for name in ("key", "value", "source", "padding"))
         assert key is not None
         assert value is not None
-        stream, (B, _, T, _) = self._stream(), value.shape
-        exist = value.new_ones(B, T, dtype=torch.bool) if padding is None else padding
-        state = stream.initial_state(B, length, value)
+        stream, exist = self._stream(), existing_tokens(padding, value)
+        state = stream.initial_state(value.shape[0], length, value)
         state = after_tokens(stream, state, self.near(key), self.near(value), exist)
         if self.rank and self.pooling is not None:
             reads = key if source is None or self.config.project_from == "key" else source[:, None]

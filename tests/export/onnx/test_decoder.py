@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import remixer
 from remixer import LongShort, Toeplitz
-from remixer.export import ExportError, OnnxDecoder, OnnxMismatchError, to_onnx_decoder
+from remixer.export import ExportError, OnnxDecoder, OnnxMismatchError, ProviderError, to_onnx_decoder
 from remixer.export.onnx import decoder_exporting
 from remixer.export.onnx.decoder import Graphs
 from remixer.export.onnx.shared_weights import SMALLEST
@@ -124,12 +124,15 @@ def test_tokens_are_chosen_as_told(softmax):
     assert not torch.equal(least, decoder.generate(ids, 3))
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in:UserWarning")
 def test_what_it_refuses_to_generate(softmax, tmp_path):
     decoder, ids = OnnxDecoder(softmax), torch.randint(0, 40, (1, 50))
     with pytest.raises(ValueError, match="50 tokens and 11 new ones are more than the 60"):
         decoder.generate(ids, 11)
     with pytest.raises(ValueError, match="pad prompts on the left"):
         decoder.generate(ids, 1, mask=(torch.arange(50) < 49)[None].long())
+    with pytest.raises(ProviderError, match="would run the graph on the CPU and say nothing"):
+        OnnxDecoder(softmax, provider="cuda")
     with pytest.raises(ExportError, match=r"there is no decoder\.json in .*to_onnx_decoder"):
         OnnxDecoder(tmp_path)
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import logging
 import operator
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
+from torch import nn
+from torch.export import ExportedProgram
 
 from remixer.export.errors import ExportError
 from remixer.export.onnx.attention import attention
@@ -50,8 +49,14 @@ def exported(module: nn.Module, call: Call, dynamic: Any) -> ExportedProgram:
     return source
 
 
-def to_graph(source: ExportedProgram, inputs: list[str], outputs: list[str]) -> Any:
+def to_graph(source: ExportedProgram, inputs: list[str], outputs: list[str], functions: Sequence[Any] = ()) -> Any:
     """The ONNX graph of what `exported` gave, as an onnx_ir.Model, with these names.
+
+    Args:
+        source: what `exported` gave.
+        inputs: names of its tensors.
+        outputs: names of what it gives.
+        functions: onnx_ir.Functions that it calls; what they do is put in the place of each call.
 
     Raises:
         ExportError: an operator has no translation.
@@ -73,32 +78,13 @@ def to_graph(source: ExportedProgram, inputs: list[str], outputs: list[str]) -> 
                 optimize=False,
             )
             assert made is not None
+            made.model.functions.update({function.identifier(): function for function in functions})
             tidy(made.model)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch.onnx has no translation for the rewritten model: {_reason(error)}") from error
     except Exception as error:  # what torch.onnx makes its graphs smaller with raises errors of its own
         raise ExportError(f"torch.onnx fails on the rewritten model: {_reason(error)}") from error
     return made.model
-
-
-def as_module(program: Program) -> fx.GraphModule:
-    """A lowered program as a module that torch.export takes; copies that have run have no signature."""
-    return fx.GraphModule(program.graph_module, program.graph).eval()
-
-
-def dynamic_shapes(program: Program, call: Call) -> dict[str, Any]:
-    """AUTO for each dimension that is a symbol in the program, in the structure of its call."""
-    nodes = iter(program.graph.find_nodes(op="placeholder"))
-
-    def of_leaf(leaf: Any) -> Any:
-        value = next(nodes).meta.get("val")
-        if not isinstance(leaf, torch.Tensor) or not isinstance(value, torch.Tensor):
-            return None
-        return {dim: Dim.AUTO if expression(size).free_symbols else Dim.STATIC for dim, size in enumerate(value.shape)}
-
-    args, kwargs = call
-    bound = inspect.signature(program.graph_module.forward).bind(*args, **kwargs).arguments
-    return {name: pytree.tree_map(of_leaf, each) for name, each in bound.items()}
 
 
 def name_axes(model: Any, program: Program) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tempfile
@@ -11,14 +12,15 @@ from typing import Any
 from torch import fx
 
 from remixer.export.errors import ExportError
+from remixer.export.files import publish
 from remixer.export.onnx.clean import clean
 from remixer.export.onnx.convert import exported, to_graph
 from remixer.export.onnx.decoder_shapes import DecoderShapes
 from remixer.export.onnx.device_scalars import scalars_on_device
-from remixer.export.onnx.exporting import LARGEST_FILE, checked, outputs_of, program_of, publish, timed, weight_bytes
-from remixer.export.onnx.islands import mark_mixers
+from remixer.export.onnx.exporting import LARGEST_FILE, checked, outputs_of, program_of, timed, weight_bytes
 from remixer.export.onnx.lower_mixers import lower_mixers
 from remixer.export.onnx.manifest import DecoderManifest, described, mixers_of, operators_of, versions
+from remixer.export.onnx.mixer_functions import with_functions
 from remixer.export.onnx.names import input_names
 from remixer.export.onnx.precision import Precision, check_precision
 from remixer.export.onnx.quantise import quantise
@@ -83,22 +85,26 @@ def to_onnx_decoder(
     with mode(model, training=False):
         with timed(seconds, "stream"):
             try:
-                streaming = stream(mark_mixers(lower_mixers(program, steps=True)), length)
+                streaming = stream(lower_mixers(program, steps=True), length)
                 prove_stream(streaming)
             except StreamError as error:
                 raise ExportError(str(error)) from error
         shapes = DecoderShapes(streaming)
         with timed(seconds, "torch.export"):
-            sources = [
-                exported(module, (tuple(tensors), {}), tuple(dynamic))
-                for module, tensors, dynamic in (shapes.prefill(), shapes.step())
-            ]
+            bodies, sources = [], []
+            for module, (call, other, dynamic) in (
+                (streaming.prefill, shapes.prefill()),
+                (streaming.step, shapes.step()),
+            ):
+                calling = copy.copy(module)
+                bodies.append([function.body for function in with_functions(calling, call, other)])
+                sources.append(exported(calling, call, dynamic))
         with timed(seconds, "torch.onnx"):
             names = input_names((program.args, program.kwargs))
             given = outputs_of(streaming.program, sequence(streaming, 2, 2))
             past, present = ([f"{when}.{name}" for name in streaming.state] for when in ("past", "present"))
-            graphs = [to_graph(sources[0], names, [*given, *present])]
-            graphs.append(to_graph(sources[1], [*names, *past], [*given, *present]))
+            graphs = [to_graph(sources[0], names, [*given, *present], bodies[0])]
+            graphs.append(to_graph(sources[1], [*names, *past], [*given, *present], bodies[1]))
         with timed(seconds, "clean"):
             for graph in graphs:
                 clean(graph)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.export import Dim
 
 from remixer.export.onnx.exporting import EXPORT_LENGTH
@@ -13,6 +13,7 @@ from remixer.passes.prove_stream import pieces, sequence
 from remixer.passes.stream import Streaming
 from remixer.passes.stream_graphs import inputs_of, token_dimension
 from remixer.rewrite.agreement import NotRunError, run
+from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import shape_of
 
 
@@ -35,7 +36,7 @@ class DecoderShapes:
         while not _runs(streaming, prompt) and prompt > 2:
             prompt //= 2  # a table of positions may be shorter
         self.inputs, self.state = self._at(3, prompt)
-        _, self.other = self._at(2, max(1, prompt // 2))
+        self.others, self.other_state = self._at(2, max(1, prompt // 2))
 
     def _at(self, batch: int, tokens: int) -> tuple[list[Tensor], list[Tensor]]:
         call = sequence(self.streaming, batch, tokens)
@@ -44,19 +45,23 @@ class DecoderShapes:
             results = self.streaming.prefill(*piece.inputs)
         return piece.inputs, list(results[len(results) - len(self.streaming.state) :])
 
-    def prefill(self) -> tuple[fx.GraphModule, list[Tensor], Any]:
-        """The module, example tensors, and which dimensions are dynamic."""
-        return self.streaming.prefill, self.inputs, self._of_inputs(step=False)
+    def prefill(self) -> tuple[Call, Call, Any]:
+        """A call of the graph of a prompt, one of other sizes, and which dimensions are dynamic."""
+        return (tuple(self.inputs), {}), (tuple(self.others), {}), tuple(self._of_inputs(step=False))
 
-    def step(self) -> tuple[fx.GraphModule, list[Tensor], Any]:
-        """The module, example tensors, and which dimensions are dynamic."""
-        one = [
+    def step(self) -> tuple[Call, Call, Any]:
+        """A call of the graph of a token, one of other sizes, and which dimensions are dynamic."""
+        dynamic = [*self._of_inputs(step=True), *map(self._of_entry, self.state, self.other_state)]
+        return self._one(self.inputs, self.state), self._one(self.others, self.other_state), tuple(dynamic)
+
+    def _one(self, inputs: list[Tensor], state: list[Tensor]) -> Call:
+        """The first token after a state."""
+        token = [
             tensor if dim is None else tensor.narrow(dim, 0, 1)
-            for tensor, dim in zip(self.inputs, self._dims(), strict=True)
+            for tensor, dim in zip(inputs, self._dims(), strict=True)
         ]
-        dynamic = [*self._of_inputs(step=True), *map(self._of_entry, self.state, self.other)]
-        whole = [tensor.clone(memory_format=torch.contiguous_format) for tensor in (*one, *self.state)]  # no views
-        return self.streaming.step, whole, dynamic
+        # No views, and none that a step has written into.
+        return tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in (*token, *state)), {}
 
     def name(self, graph: Any) -> None:
         """Call the dynamic dimensions of inputs and outputs "batch", "length" and "past"."""

@@ -15,21 +15,23 @@ import torch
 from torch import fx
 
 from remixer.export.errors import ExportError
+from remixer.export.files import publish
 from remixer.export.onnx.clean import clean
-from remixer.export.onnx.convert import as_module, dynamic_shapes, exported, name_axes, to_graph
+from remixer.export.onnx.convert import exported, name_axes, to_graph
 from remixer.export.onnx.cuda_check import CudaCheck, check_model
 from remixer.export.onnx.device_scalars import scalars_on_device
 from remixer.export.onnx.effect import Effect, measure
 from remixer.export.onnx.examples import example_for_export
 from remixer.export.onnx.half import to_half
-from remixer.export.onnx.islands import mark_mixers
 from remixer.export.onnx.lower_mixers import lower_mixers
 from remixer.export.onnx.manifest import Manifest, described, mixers_of, operators_of, versions
+from remixer.export.onnx.mixer_functions import with_functions
 from remixer.export.onnx.names import input_names, output_names
 from remixer.export.onnx.precision import Precision, check_precision
 from remixer.export.onnx.quantise import quantise
 from remixer.export.onnx.runtime import Provider, check_install
 from remixer.export.onnx.verify import TOLERANCE, Proof, verify
+from remixer.export.reexport import as_module, dynamic_shapes
 from remixer.rewrite.agreement import mode
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program
@@ -84,9 +86,12 @@ def to_onnx(
     with mode(model, training=False):
         call = example_for_export(program, EXPORT_LENGTH)
         with timed(seconds, "torch.export"):
-            source = exported(as_module(mark_mixers(lower_mixers(program))), call, dynamic_shapes(program, call))
+            lowered = as_module(lower_mixers(program))
+            functions = with_functions(lowered, call)
+            source = exported(lowered, call, dynamic_shapes(program, call))
         with timed(seconds, "torch.onnx"):
-            graph = to_graph(source, input_names(call), outputs_of(program, call))
+            bodies = [function.body for function in functions]
+            graph = to_graph(source, input_names(call), outputs_of(program, call), bodies)
             name_axes(graph, program)
         with timed(seconds, "clean"):
             clean(graph)
@@ -97,7 +102,7 @@ def to_onnx(
             with timed(seconds, "save"):
                 _save(graph, draft)
             with timed(seconds, "verify"):
-                proof = verify(program, draft, provider, source, tolerance)
+                proof = verify(program, draft, provider, source, functions, tolerance)
             effect = None
             if precision != "float32":
                 with timed(seconds, precision):
@@ -183,12 +188,6 @@ def weight_bytes(graph: Any) -> int:
     """How many bytes the weights of an onnx_ir model take."""
     tensors = (value.const_value for value in graph.graph.initializers.values())
     return sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)
-
-
-def publish(draft: Path, folder: Path, last: str) -> None:
-    """Move finished files to where they belong, one of them last: who sees it sees all of them."""
-    for file in sorted(draft.iterdir(), key=lambda each: each.name == last):
-        os.replace(file, folder / file.name)
 
 
 def _manifest(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch.export import ExportedProgram
 
 from remixer.export.errors import ExportError, OnnxMismatchError
 from remixer.export.onnx.examples import Trial, trials
+from remixer.export.onnx.mixer_functions import MixerFunction, is_call
 from remixer.export.onnx.names import input_names
 from remixer.export.onnx.runtime import Provider, Session
 from remixer.rewrite.agreement import NotRunError, run
@@ -32,8 +34,23 @@ class Proof(NamedTuple):
     error: float
 
 
-def verify(program: Program, path: Path, provider: Provider, source: ExportedProgram, tolerance: float) -> Proof:
+def verify(
+    program: Program,
+    path: Path,
+    provider: Provider,
+    source: ExportedProgram,
+    functions: Sequence[MixerFunction],
+    tolerance: float,
+) -> Proof:
     """Run a file beside torch on all trials.
+
+    Args:
+        program: that it was made of.
+        path: the file.
+        provider: to run it on.
+        source: what torch.export gave, for the place of a difference.
+        functions: that it calls.
+        tolerance: see `to_onnx`.
 
     Raises:
         OnnxMismatchError: they differ; it says on which inputs, and which node does first.
@@ -53,7 +70,7 @@ def verify(program: Program, path: Path, provider: Provider, source: ExportedPro
         for name, got, want in zip(session.outputs, outputs, expected, strict=True):
             found = difference(got, want, trial)
             if not found <= tolerance:
-                place = first_difference(source, path, provider, feeds, trial, tolerance)
+                place = first_difference(_Recorder(source, functions), path, provider, feeds, trial, tolerance)
                 raise OnnxMismatchError(
                     f"the ONNX file differs from torch by {found:.2g} in {name}, allowed {tolerance:.2g}, on "
                     f"{trial.name}. {place}"
@@ -95,13 +112,12 @@ def largest_difference(got: Tensor, want: Tensor) -> float:
 
 
 def first_difference(
-    source: ExportedProgram, path: Path, provider: Provider, feeds: Mapping[str, Tensor], trial: Trial, tolerance: float
+    recorder: _Recorder, path: Path, provider: Provider, feeds: Mapping[str, Tensor], trial: Trial, tolerance: float
 ) -> str:
     """A sentence on the first node of the exported graph whose value onnxruntime gives otherwise."""
-    for node in source.graph.nodes:
+    for node in recorder.source.graph.nodes:
         if str(node.target).startswith(RANDOM):
             return f"It draws random numbers, {node.target} at {_place(node)}, and onnxruntime draws others"
-    recorder = _Recorder(source.module())
     args, kwargs = trial.call
     with torch.no_grad():
         recorder.run(*args, *kwargs.values())
@@ -119,19 +135,31 @@ def first_difference(
 class _Recorder(fx.Interpreter):
     """Runs a graph and keeps all tensors that its operators give."""
 
-    def __init__(self, module: Any) -> None:
-        super().__init__(module)
+    def __init__(self, source: ExportedProgram, functions: Sequence[MixerFunction]) -> None:
+        super().__init__(source.module())
+        self.source = source
+        self.functions = {function.name: function for function in functions}
         self.values: dict[str, Tensor] = {}
         self.places: dict[str, str] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if "_guards_fn" in str(n.target) or "assert" in str(n.target):
             return None  # the file holds beyond what torch.export vouches for
+        if is_call(n):
+            tensors, name = self.fetch_args_kwargs_from_env(n)[0][:2]
+            return self.functions[name].run(tensors)
         value = super().run_node(n)
         if n.op == "call_function" and isinstance(value, Tensor):
             self.values[n.name] = value
-            self.places[n.name] = f"{n.target} at {_place(n)}"
+            self.places[n.name] = f"{self._told(n)} at {_place(n)}"
         return value
+
+    def _told(self, node: fx.Node) -> str:
+        """What a node does: an operator, or a mixer."""
+        call = node.args[0] if node.target is operator.getitem else None
+        if isinstance(call, fx.Node) and is_call(call):
+            return f"of {type(self.functions[str(call.args[1])].module).__name__}"
+        return str(node.target)
 
 
 def _place(node: fx.Node) -> str:

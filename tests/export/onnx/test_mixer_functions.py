@@ -1,0 +1,83 @@
+"""Mixers that are alike become one function, with the weights of each site."""
+
+import copy
+
+import pytest
+import torch
+from small_model import Model, inputs
+from torch import nn
+
+import remixer
+from remixer import LongShort, Toeplitz
+from remixer.export import ExportError, to_onnx
+from remixer.export.onnx import mixer_functions
+from remixer.export.onnx.examples import example_for_export
+from remixer.export.onnx.lower_mixers import lower_mixers
+from remixer.export.onnx.mixer_functions import MixerFunction, with_functions
+from remixer.export.onnx.runtime import Session
+from remixer.export.onnx.verify import feeds_of
+from remixer.export.reexport import as_module
+from remixer.rewrite.program import Program
+
+
+def functions_of(small):
+    program = Program.of(small.eval())
+    return with_functions(as_module(lower_mixers(program)), example_for_export(program, 40))
+
+
+@pytest.fixture(scope="module")
+def deep():
+    torch.manual_seed(0)
+    return Model(layers=3, causal=True).eval()
+
+
+def test_one_function_for_all_layers(deep):
+    small = remixer.remix(deep, LongShort(window=8, segment=4, rank=2), inputs())
+    assert [function.name for function in functions_of(small)] == ["mixer_0"]
+
+
+def test_one_function_for_each_kind(deep):
+    small = remixer.remix(deep, {"blocks.1": Toeplitz(), "*": "softmax"}, inputs())
+    assert [type(function.module).__name__ for function in functions_of(small)] == ["Softmax", "LoweredToeplitz"]
+
+
+def test_each_site_keeps_its_own_weights(deep, tmp_path):
+    """At their start the mixers of all layers are equal, and so are many weights of one mixer."""
+    small = remixer.remix(deep, LongShort(window=8, segment=4, rank=2, dual_norm="per_head"), inputs())
+    same = to_onnx(small, tmp_path / "same.onnx")
+    torch.manual_seed(1)
+    for name, parameter in small.named_parameters():
+        if "mixer" in name or "blocks" in name:
+            nn.init.normal_(parameter, std=0.2)
+    other = to_onnx(small, tmp_path / "other.onnx")
+    assert same.nodes == other.nodes
+    call = ((), inputs(33, 2))
+    (hidden, _), expected = Session(tmp_path / "other.onnx", "cpu")(feeds_of(call)), small(**inputs(33, 2))
+    torch.testing.assert_close(hidden, expected["hidden"], rtol=1e-4, atol=1e-4)
+
+
+def test_no_call_is_left_in_the_file(deep, tmp_path):
+    import onnx
+
+    to_onnx(remixer.remix(deep, "softmax", inputs()), tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    assert {node.domain for node in model.graph.node} <= {"", "com.microsoft"}
+    assert not model.functions
+
+
+def test_a_size_that_the_whole_leaves_free_has_to_be_free(deep):
+    program = Program.of(remixer.remix(deep, "softmax", inputs()))
+    call = example_for_export(program, 40)
+    module = as_module(lower_mixers(program))
+    with_functions(module, call, call)  # as if nothing could differ
+    with pytest.raises(ExportError, match="differs from run to run in the whole model"):
+        mixer_functions.exported(
+            module, call, {name: {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO} for name in call[1]}
+        )
+
+
+def test_weights_that_nothing_gives_are_an_error(deep):
+    (function,) = functions_of(remixer.remix(deep, Toeplitz(), inputs()))
+    assert isinstance(function, MixerFunction)
+    other = copy.deepcopy(function.module)
+    assert function.weights == tuple(name for name, _ in (*other.named_parameters(), *other.named_buffers()))

@@ -5,6 +5,7 @@ size, C model width.
 """
 
 from remixer.mixers.base import OPERANDS, Mixer, MixerConfig, Order, Unsupported
+from remixer.mixers.distributed import Distributed, DistributedMixer
 from remixer.mixers.errors import MixerConfigError, UnknownMixerError
 from remixer.mixers.frequency_toeplitz import FrequencyToeplitz, FrequencyToeplitzMixer
 from remixer.mixers.gated_toeplitz import GatedLinearUnit, GatedToeplitzUnit, SimpleRMSNorm, ToeplitzBlock
@@ -20,6 +21,8 @@ from remixer.mixers.toeplitz_2d import Toeplitz2d
 __all__ = [
     "OPERANDS",
     "AttentionSpec",
+    "Distributed",
+    "DistributedMixer",
     "FrequencyToeplitz",
     "FrequencyToeplitzMixer",
     "GatedLinearUnit",

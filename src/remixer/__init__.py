@@ -9,6 +9,7 @@ from remixer.driver import explain, remix
 from remixer.errors import AlreadyRemixedError, NoAttentionError
 from remixer.mixers import (
     AttentionSpec,
+    Distributed,
     FrequencyToeplitz,
     LongShort,
     Mixer,
@@ -41,6 +42,7 @@ __all__ = [
     "ApplyRules",
     "AttentionSpec",
     "CaptureError",
+    "Distributed",
     "Editor",
     "FrequencyToeplitz",
     "LongShort",

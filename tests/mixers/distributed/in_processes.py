@@ -1,0 +1,133 @@
+"""What tests let each process do."""
+
+import contextlib
+
+import torch
+import torch.distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from remixer.mixers import Softmax
+from remixer.mixers.distributed import Distributed, DistributedMixer
+from remixer.mixers.distributed.cost import layout_of
+from remixer.mixers.distributed.mixer import _parts, _replicated
+from remixer.mixers.distributed.ranks import ranks_of
+from remixer.mixers.distributed.schemes import SCHEMES, Operands, Spread
+
+
+def operands_for(spec, B, T, S, padding, dtype):
+    """The same in all processes."""
+    torch.manual_seed(T * 7 + S)
+    shapes = {
+        "query": (B, spec.heads, T, spec.head_dim),
+        "key": (B, spec.kv_heads, S, spec.head_dim),
+        "value": (B, spec.kv_heads, S, spec.value_dim),
+    }
+    if spec.bias == "offset":
+        shapes["bias"] = (spec.heads, 2 * T - 1)
+    if spec.bias == "dense":
+        shapes["bias"] = (B, spec.heads, T, S)
+    if spec.sink:
+        shapes["sink"] = (spec.heads,)
+    found = {name: torch.randn(shape, dtype=torch.float64).to(dtype) for name, shape in shapes.items()}
+    if padding != "none":
+        place, hidden = torch.arange(S), [min(S - 1, S // (3 + row)) for row in range(B)]
+        rows = [place >= count if padding == "left" else place < S - count for count in hidden]
+        if padding == "dead":
+            rows[0] = place < 0
+        found["padding"] = torch.stack(rows)
+    return found
+
+
+def differences(spec, scheme, B, T, S, padding, dtype):
+    """How far values and gradients, averaged over the processes, are from those of one process, over the largest."""
+    expected, wanted = _run(Softmax(spec), spec, B, T, S, padding, dtype)
+    given, found = _run(DistributedMixer(spec, Distributed(scheme)), spec, B, T, S, padding, dtype)
+    for grad in found.values():
+        dist.all_reduce(grad)
+        grad /= dist.get_world_size()
+    pairs = {"output": (given, expected), **{name: (found[name], wanted[name]) for name in wanted}}
+    return {name: _relative(*pair) for name, pair in pairs.items()}
+
+
+def _run(mixer, spec, B, T, S, padding, dtype):
+    given = operands_for(spec, B, T, S, padding, dtype)
+    leaves = {name: each for name, each in given.items() if each.is_floating_point()}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    # For rows that see nothing and give a mean, gradients of torch's fused kernel are too large, as often as there are
+    # keys.
+    exact = sdpa_kernel(SDPBackend.MATH) if spec.dead_rows != "zero" else contextlib.nullcontext()
+    with exact:
+        out = mixer(**given)
+        torch.manual_seed(3)
+        (out * torch.randn(out.shape, dtype=torch.float64).to(dtype)).sum().backward()
+    return out.detach(), {
+        name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()
+    }
+
+
+def _relative(got, want):
+    if got.shape != want.shape:
+        return float("inf")
+    return float((got.double() - want.double()).abs().max() / max(1.0, float(want.double().abs().max())))
+
+
+def bytes_sent(spec, scheme, B, T, padding, dtype):
+    """What this process sends in the forward and in the backward pass, its tokens being its own part already."""
+    given = Operands(**operands_for(spec, B, T, T, padding, dtype))
+    spread = Spread(spec, ranks_of("sequence"), layout_of(scheme, spec), T, T)
+    if scheme != "replicated":
+        given = _parts(given, spread)
+    for each in (given.query, given.key, given.value):
+        each.requires_grad_()
+    with counted() as forward:
+        out = _replicated(given, spread, 0.0) if scheme == "replicated" else SCHEMES[scheme](given, spread)
+    with counted() as backward:
+        out.sum().backward()
+    return sum(forward.values()), sum(backward.values())
+
+
+@contextlib.contextmanager
+def counted():
+    """Bytes that this process sends, by collective."""
+    ops, found = torch.ops._c10d_functional, {}
+    rank, kept = dist.get_rank(), {}
+
+    def gather(tensor, size, group):
+        found["all_gather"] = found.get("all_gather", 0) + (size - 1) * tensor.nbytes
+        return kept["all_gather_into_tensor"](tensor, size, group)
+
+    def reduce(tensor, operation, size, group):
+        found["reduce_scatter"] = found.get("reduce_scatter", 0) + tensor.nbytes // size * (size - 1)
+        return kept["reduce_scatter_tensor"](tensor, operation, size, group)
+
+    def exchange(tensor, received, sent, group):
+        each = tensor.nbytes // max(1, len(tensor))
+        found["all_to_all"] = found.get("all_to_all", 0) + each * (sum(sent) - sent[rank])
+        return kept["all_to_all_single"](tensor, received, sent, group)
+
+    counting = {
+        "all_gather_into_tensor": gather,
+        "all_to_all_single": exchange,
+        "reduce_scatter_tensor": reduce,
+    }
+    for name, function in counting.items():
+        kept[name] = getattr(ops, name)
+        setattr(ops, name, function)
+    try:
+        yield found
+    finally:
+        for name, function in kept.items():
+            setattr(ops, name, function)
+
+
+def with_fault(function, *args):
+    """What a function gives where one process skips what it should have sent."""
+    from remixer.mixers.distributed import ring
+
+    kept = ring._arrived
+    ring._arrived = lambda coming, like: [None if each is None else each * 0 for each in kept(coming, like)]
+    try:
+        return function(*args)
+    finally:
+        ring._arrived = kept

@@ -15,3 +15,7 @@ class UnsupportedAttentionError(ValueError):
 
 class StreamError(ValueError):
     """A program can't go token by token."""
+
+
+class ShardError(ValueError):
+    """A program can't be spread over processes."""

@@ -1,0 +1,347 @@
+"""Pass: every process runs the whole graph on its own part of the tokens.
+
+What is made of token ids, masks and positions alone stays whole on every process: it is small. Tokens are spread where
+they get a width: where ids are looked up in a table, and where hidden states come in. From there on every operator that
+treats tokens by themselves has a part, and what it meets of a whole sequence, such as a rotary table, is cut. Mixers
+talk. An operator that needs all tokens gets them gathered, and the report says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from remixer.mixers import DistributedMixer, Softmax
+from remixer.mixers.distributed.cost import Scheme, layout_of
+from remixer.mixers.distributed.layout import Layout
+from remixer.passes.base import Pass
+from remixer.passes.errors import ShardError
+from remixer.passes.sharded_operators import rows_in, spread_dim, takes_all
+from remixer.passes.sites import Site, sites_of
+from remixer.passes.spread_tokens import SpreadAttention, WholeMixer, part_of, sum_of, token_of, whole_of
+from remixer.rewrite.editor import Editor
+from remixer.rewrite.match import Miss, module_path
+from remixer.rewrite.program import Program, expression, shape_of
+
+aten = torch.ops.aten
+SPREAD = "spread"  # in a node's meta: along which dimension of its value this process has a part
+_WIDE = (aten.embedding.default,)
+_SUMS = {aten.sum.dim_IntList: False, aten.mean.dim: True}
+
+
+@dataclass(frozen=True)
+class ShardSequence(Pass):
+    """Spread the tokens of a program over processes.
+
+    Attributes:
+        scheme: of every attention that is "distributed"; other mixers run on whole sequences.
+        mesh_dim: names the processes.
+        strict: raise where an operator needs all tokens, rather than gather them.
+        gather: whether outputs come whole; if not, each process gives its part of those that have tokens.
+    """
+
+    scheme: Scheme = "all_gather"
+    mesh_dim: str = "sequence"
+    strict: bool = False
+    gather: bool = True
+
+    def requires(self, program: Program) -> None:
+        """See Pass.requires.
+
+        Raises:
+            ShardError: the program has no tokens in common that could be spread.
+        """
+        tokens_of(program)
+
+    def run(self, editor: Editor) -> None:
+        """See Pass.run."""
+        _Sharding(self, editor).run()
+
+
+def tokens_of(program: Program) -> sympy.Expr:
+    """How many tokens there are, as all attentions have it.
+
+    Raises:
+        ShardError: there is no attention, they differ, or it is a fixed number.
+    """
+    sites = sites_of(program)
+    if not sites:
+        raise ShardError("cannot shard the sequence: no attention was replaced. Give remix 'distributed'")
+    sizes = {
+        expression(operand.meta["val"].shape[2])
+        for site in sites
+        for name in ("query", "key", "value")
+        if (operand := site.operand(name)) is not None
+    }
+    if len(sizes) > 1 or not next(iter(sizes)).free_symbols:
+        found = ", ".join(sorted(map(str, sizes)))
+        raise ShardError(
+            f"cannot shard the sequence: the attentions have no length in common that is free, but {found}. "
+            "What to do: partition with strategy='replicated', which needs none"
+        )
+    return sizes.pop()
+
+
+def layout_for(program: Program, scheme: Scheme) -> Layout:
+    """Which tokens each process has: one choice for the whole program."""
+    layouts = {layout_of(scheme, site.spec) for site in sites_of(program)}
+    return layouts.pop() if len(layouts) == 1 else "contiguous"
+
+
+class _Sharding:
+    """One run of the pass."""
+
+    def __init__(self, options: ShardSequence, editor: Editor) -> None:
+        self.options, self.editor = options, editor
+        self.tokens = tokens_of(editor.program)
+        self.where = (options.mesh_dim, layout_for(editor.program, options.scheme))
+        self.dims: dict[fx.Node, int] = {}
+        self.parts: dict[tuple[fx.Node, int], fx.Node] = {}
+        self.wholes: dict[fx.Node, fx.Node] = {}
+        self.local: dict[fx.Node, fx.Node] = {}
+        self.sites = {site.node: site for site in sites_of(editor.program)}
+        self.count: fx.Node | None = None
+
+    def run(self) -> None:
+        for node in list(self.editor.graph.nodes):
+            if node in self.sites:
+                self._site(self.sites[node])
+            elif node.op == "output":
+                self._output(node)
+            elif node.op == "placeholder":
+                self._placeholder(node)
+            elif node.op in ("call_function", "call_module"):
+                self._node(node)
+        self.editor.sweep()
+
+    def _placeholder(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 2:
+            dim = self._tokens_in(node)
+            if dim is not None:
+                after = next(each for each in self._after_inputs())
+                part = self._part(node, dim, after)
+                for user in list(node.users):
+                    if user is not part and user.target is not aten.sym_size.int:
+                        self.editor.read(user, node, part)
+
+    def _node(self, node: fx.Node) -> None:
+        if node.target is aten.sym_size.int:
+            operand, dim = node.args
+            if isinstance(operand, fx.Node) and self.dims.get(operand) == dim:
+                self.editor.read(node, operand, self._whole(operand, node))
+            return
+        if not isinstance(node.meta.get("val"), (Tensor, tuple, list)):
+            return
+        if node.target in _WIDE and isinstance(ids := node.args[1], fx.Node) and ids not in self.dims:
+            dim = self._tokens_in(ids)
+            if dim is not None:
+                self.editor.read(node, ids, self._part(ids, dim, node))
+        spread = [each for each in node.all_input_nodes if each in self.dims]
+        if not spread:
+            return
+        dim = spread_dim(node, self.dims, self.tokens)
+        if dim is None:
+            self._mixing(node, spread)
+            return
+        self.dims[node] = dim
+        node.meta[SPREAD] = dim
+        self._cut_operands(node, dim)
+        self._local_sizes(node, spread[0])
+
+    def _tokens_in(self, node: fx.Node) -> int | None:
+        """The only dimension of a value that runs over the tokens."""
+        found = [dim for dim, size in enumerate(shape_of(node) or ()) if size == self.tokens]
+        return found[0] if len(found) == 1 else None
+
+    def _cut_operands(self, node: fx.Node, dim: int) -> None:
+        """Of whole operands that are lined up with spread ones, only the own part counts."""
+        out = len(shape_of(node) or ())
+        aligned = node.op == "call_module" or torch.Tag.pointwise in getattr(node.target, "tags", ())
+        joined = node.target in (aten.cat.default, aten.stack.default)
+        product = node.target in (aten.matmul.default, aten.bmm.default)
+        for operand in node.all_input_nodes:
+            shape = shape_of(operand)
+            if operand in self.dims or shape is None or not (aligned or joined or product):
+                continue
+            place = dim - (out - len(shape))
+            if joined:
+                place = self.dims[next(each for each in node.all_input_nodes if each in self.dims)]
+            if product and place >= len(shape) - 2:
+                continue
+            if 0 <= place < len(shape) and rows_in(shape[place], self.tokens) is not None:
+                self.editor.read(node, operand, self._part(operand, place, node))
+
+    def _local_sizes(self, node: fx.Node, spread: fx.Node) -> None:
+        """Sizes that are arguments, such as those of a view, count the own tokens only."""
+
+        def local(each: fx.Node) -> fx.Node:
+            value = each.meta.get("val")
+            if not isinstance(value, torch.SymInt) or not expression(value).free_symbols & self.tokens.free_symbols:
+                return each
+            return self._local_size(each, spread, node)
+
+        args, kwargs = map_arg((node.args, node.kwargs), local)
+        if (args, kwargs) != (node.args, node.kwargs):
+            node.args, node.kwargs = args, kwargs
+
+    def _local_size(self, size: fx.Node, spread: fx.Node, before: fx.Node) -> fx.Node:
+        """A size of the whole sequence as one of the part."""
+        found = expression(size.meta["val"])
+        if found == self.tokens:
+            dim = self.dims[spread]
+            rows = rows_in((shape_of(spread) or ())[dim], self.tokens)
+            if rows == 1:
+                return self.editor.call(aten.sym_size.int, spread, dim, before=before, fake=size.meta["val"])
+            own = self.editor.call(own_tokens, self._count(before), *self.where, before=before, fake=size.meta["val"])
+            return own
+        if size.op != "call_function" or size.target is aten.sym_size.int:
+            raise ShardError(f"cannot shard the sequence: {before.name} takes a size of {found}, made of the tokens'")
+        args = map_arg(
+            size.args,
+            lambda each: (
+                self._local_size(each, spread, before)
+                if expression(each.meta["val"]).free_symbols & self.tokens.free_symbols
+                else each
+            ),
+        )
+        return self.editor.call(size.target, *args, before=before, fake=size.meta["val"])  # type: ignore[arg-type]
+
+    def _mixing(self, node: fx.Node, spread: list[fx.Node]) -> None:
+        """An operator that needs all tokens: a sum of them, one of them, or it gets them all."""
+        operand = spread[0]
+        dim = self.dims[operand]
+        simple = len(spread) == 1 and (shape_of(operand) or ())[dim] == self.tokens and operand is node.args[0]
+        if simple and node.target is aten.select.int and isinstance(node.args[2], int):
+            along: Any = node.args[1]
+            if along % self._ndim(operand) == dim:
+                self._instead(node, token_of, operand, dim, node.args[2], False)
+                return
+        if simple and node.target is aten.slice.Tensor and self._one_token(node, dim) is not None:
+            self._instead(node, token_of, operand, dim, self._one_token(node, dim), True)
+            return
+        if simple and node.target in _SUMS and not node.kwargs and len(node.args) > 1:
+            dims: Any = node.args[1]
+            summed = [each % self._ndim(operand) for each in dims]
+            if dim in summed:
+                keepdim = bool(node.args[2]) if len(node.args) > 2 else False
+                others = [each for each in summed if each != dim]
+                self._instead(node, sum_of, operand, dim, others, keepdim, _SUMS[node.target])
+                return
+        if node.target is not aten.slice.Tensor or not takes_all(node):
+            told = f"{node.target} needs all tokens of {', '.join(each.name for each in spread)}"
+            if self.options.strict:
+                place = module_path(node) or "the top"
+                raise ShardError(f"cannot shard the sequence at {place}: {told}. Leave strict=True out to gather them")
+            self.editor.miss(Miss(f"{told}: they are gathered", node, "ShardSequence", module_path(node)))
+        for each in spread:
+            self.editor.read(node, each, self._whole(each, node))
+
+    def _one_token(self, node: fx.Node, dim: int) -> int | None:
+        """Which token a slice takes, if it takes one."""
+        given: list[Any] = [*node.args[1:], None, None, None]
+        along, start, end = given[0] or 0, given[1] or 0, given[2]
+        if along % self._ndim(node) != dim or len(node.args) > 4 or not isinstance(start, int):
+            return None
+        last = start == -1 and (end is None or not isinstance(end, int) or end >= 2**62)
+        return start if last or (isinstance(end, int) and end == start + 1 and start >= 0) else None
+
+    def _ndim(self, node: fx.Node) -> int:
+        return len(shape_of(node) or ())
+
+    def _instead(self, node: fx.Node, function: Any, operand: fx.Node, *args: Any) -> None:
+        new = self.editor.call(
+            function, operand, *args, self._count(node), *self.where, before=node, fake=node.meta["val"]
+        )
+        node.replace_all_uses_with(new)
+
+    def _site(self, site: Site) -> None:
+        node, mixer = site.node, site.mixer
+        dims = {"query": 2, "key": 2, "value": 2, "padding": 1, "source": 1}
+        operands = dict(node.kwargs)
+        bias = site.operand("bias")
+        by_row = bias is not None and mixer.spec.bias == "dense" and (shape_of(bias) or ())[-2] == self.tokens
+        if bias is not None and by_row:
+            dims["bias"] = self._ndim(bias) - 2
+        for name, each in operands.items():
+            if isinstance(each, fx.Node):
+                if name not in dims:
+                    operands[name] = self._whole(each, node) if each in self.dims else each
+                elif each not in self.dims:
+                    operands[name] = self._part(each, dims[name], node)
+                elif self.dims[each] != dims[name]:
+                    operands[name] = self._part(self._whole(each, node), dims[name], node)
+        module: Any
+        if isinstance(mixer, (DistributedMixer, Softmax)):
+            module = SpreadAttention(mixer.spec, self.options.scheme, self.where[1], self.where[0], by_row=by_row)
+        else:
+            module = WholeMixer(mixer, self.where[1], self.where[0], by_row=by_row)
+            told = f"{mixer.config.name!r} runs on the whole sequence, on every process"
+            self.editor.miss(Miss(told, node, "ShardSequence", site.name))
+        path = self.editor.register(f"{node.target}_spread", module.eval())
+        operands["tokens"] = self._count(node)
+        new = self.editor.call_module(path, operands, before=node, fake=node.meta["val"])
+        new.meta["stands for"] = node.name
+        self.dims[new] = 2
+        new.meta[SPREAD] = 2
+        self.editor.replace(node, new)
+
+    def _output(self, node: fx.Node) -> None:
+        if self.options.gather:
+            for each in node.all_input_nodes:
+                if each in self.dims:
+                    self.editor.read(node, each, self._whole(each, node))
+
+    def _part(self, whole: fx.Node, dim: int, before: fx.Node) -> fx.Node:
+        if (whole, dim) not in self.parts or self.parts[whole, dim] > before:
+            part = self.editor.call(
+                part_of, whole, dim, self._count(before), *self.where, before=before, fake=whole.meta["val"]
+            )
+            self.parts[whole, dim] = part
+            self.dims[part] = dim
+            part.meta[SPREAD] = dim
+        return self.parts[whole, dim]
+
+    def _whole(self, part: fx.Node, before: fx.Node) -> fx.Node:
+        if part not in self.wholes or self.wholes[part] > before:
+            self.wholes[part] = self.editor.call(
+                whole_of,
+                part,
+                self.dims[part],
+                self._count(before),
+                *self.where,
+                before=before,
+                fake=part.meta["val"],
+            )
+        return self.wholes[part]
+
+    def _after_inputs(self) -> list[fx.Node]:
+        return [each for each in self.editor.graph.nodes if each.op not in ("placeholder", "get_attr")]
+
+    def _count(self, before: fx.Node) -> fx.Node:
+        """T, from an input."""
+        if self.count is None:
+            first = self._after_inputs()[0]
+            self.count = self._made_of_inputs(first)
+        return self.count
+
+    def _made_of_inputs(self, before: fx.Node) -> fx.Node:
+        for node in self.editor.graph.find_nodes(op="placeholder"):
+            for dim, size in enumerate(shape_of(node) or ()):
+                if size == self.tokens:
+                    value = node.meta["val"].shape[dim]
+                    return self.editor.call(aten.sym_size.int, node, dim, before=before, fake=value)
+        raise ShardError(f"cannot shard the sequence: no input has a size of {self.tokens}, the tokens'")
+
+
+def own_tokens(tokens: int, mesh_dim: str, layout: Layout) -> int:
+    """How many places this process has."""
+    from remixer.mixers.distributed.layout import part_size
+    from remixer.mixers.distributed.ranks import ranks_of
+
+    return part_size(tokens, ranks_of(mesh_dim).size, layout)

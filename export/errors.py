@@ -17,3 +17,7 @@ class OnnxInstallError(ImportError):
 
 class ProviderError(ExportError):
     """onnxruntime can't run on the provider that was asked for."""
+
+
+class PartitionError(ExportError):
+    """A model can't be spread over processes, or these processes can't run it together."""

@@ -19,7 +19,7 @@ def as_module(program: Program) -> fx.GraphModule:
     return fx.GraphModule(program.graph_module, program.graph).eval()
 
 
-def dynamic_shapes(program: Program, call: Call) -> dict[str, Any]:
+def dynamic_shapes(program: Program, module: fx.GraphModule, call: Call) -> dict[str, Any]:
     """AUTO for each dimension that is a symbol in the program, in the structure of its call."""
     nodes = iter(program.graph.find_nodes(op="placeholder"))
 
@@ -30,5 +30,5 @@ def dynamic_shapes(program: Program, call: Call) -> dict[str, Any]:
         return {dim: Dim.AUTO if expression(size).free_symbols else Dim.STATIC for dim, size in enumerate(value.shape)}
 
     args, kwargs = call
-    bound = inspect.signature(program.graph_module.forward).bind(*args, **kwargs).arguments
+    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     return {name: pytree.tree_map(of_leaf, each) for name, each in bound.items()}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from remixer.mixers import Mixer
+from remixer.mixers import Mixer, Softmax
 from remixer.mixers.distributed.collectives import gathered, total
 from remixer.mixers.distributed.cost import Scheme
 from remixer.mixers.distributed.layout import Layout, in_order, own_places, part_size
@@ -110,6 +110,7 @@ class SpreadAttention(nn.Module):
     def __init__(self, spec: AttentionSpec, scheme: Scheme, layout: Layout, mesh_dim: str, *, by_row: bool) -> None:
         super().__init__()
         self.spec, self.scheme, self.layout, self.mesh_dim, self.by_row = spec, scheme, layout, mesh_dim, by_row
+        self.alone = Softmax(spec)
 
     def forward(
         self,
@@ -135,7 +136,11 @@ class SpreadAttention(nn.Module):
         Returns:
             (B, H, n, E).
         """
-        spread = Spread(self.spec, ranks_of(self.mesh_dim), self.layout, tokens, tokens)
+        ranks = ranks_of(self.mesh_dim)
+        if ranks.size == 1:
+            alone: Tensor = self.alone(query, key, value, padding=padding, bias=bias, sink=sink)
+            return alone
+        spread = Spread(self.spec, ranks, self.layout, tokens, tokens)
         dropout = self.spec.dropout if self.training else 0.0
         return SCHEMES[self.scheme](Operands(query, key, value, padding, bias, sink, self.by_row), spread, dropout)
 

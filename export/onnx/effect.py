@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from remixer.export.errors import ExportError, OnnxMismatchError
-from remixer.export.onnx.examples import trials
+from remixer.export.examples import trials
 from remixer.export.onnx.runtime import PROVIDERS, Provider, Session
 from remixer.export.onnx.verify import feeds_of, largest_difference, where_they_exist
 from remixer.rewrite.agreement import NotRunError, run

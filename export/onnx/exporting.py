@@ -15,13 +15,13 @@ import torch
 from torch import fx
 
 from remixer.export.errors import ExportError
+from remixer.export.examples import example_for_export
 from remixer.export.files import publish
 from remixer.export.onnx.clean import clean
 from remixer.export.onnx.convert import exported, name_axes, to_graph
 from remixer.export.onnx.cuda_check import CudaCheck, check_model
 from remixer.export.onnx.device_scalars import scalars_on_device
 from remixer.export.onnx.effect import Effect, measure
-from remixer.export.onnx.examples import example_for_export
 from remixer.export.onnx.half import to_half
 from remixer.export.onnx.lower_mixers import lower_mixers
 from remixer.export.onnx.manifest import Manifest, described, mixers_of, operators_of, versions
@@ -88,7 +88,7 @@ def to_onnx(
         with timed(seconds, "torch.export"):
             lowered = as_module(lower_mixers(program))
             functions = with_functions(lowered, call)
-            source = exported(lowered, call, dynamic_shapes(program, call))
+            source = exported(lowered, call, dynamic_shapes(program, lowered, call))
         with timed(seconds, "torch.onnx"):
             bodies = [function.body for function in functions]
             graph = to_graph(source, input_names(call), outputs_of(program, call), bodies)

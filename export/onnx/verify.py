@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from remixer.export.errors import ExportError, OnnxMismatchError
-from remixer.export.onnx.examples import Trial, trials
+from remixer.export.examples import Trial, trials
 from remixer.export.onnx.mixer_functions import MixerFunction, is_call
 from remixer.export.onnx.names import input_names
 from remixer.export.onnx.runtime import Provider, Session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,18 +124,23 @@ class Choice:
     reason: str
 
 
-def choose(task: Task, machine: Machine = CORE, among: tuple[Scheme, ...] = SCHEMES[1:]) -> Choice:
-    """The fastest scheme that can do an attention and whose keys and values fit.
+def choose(
+    task: Task,
+    machine: Machine = CORE,
+    *,
+    refused: Mapping[Scheme, str] | None = None,
+) -> Choice:
+    """The fastest scheme for tokens that are spread, which can do an attention and whose keys and values fit.
 
     Args:
         task: the attention.
         machine: what it runs on.
-        among: the schemes to choose from; the default are those for tokens that are spread already.
+        refused: schemes that are out for other reasons, and these.
     """
-    told: dict[Scheme, str] = {}
+    told = dict(refused or {})
     costs: dict[Scheme, Cost] = {}
-    for scheme in among:
-        why = refusal(scheme, task)
+    for scheme in SCHEMES[1:]:
+        why = told.get(scheme) or refusal(scheme, task)
         found = cost(scheme, task, machine)
         if why is None and found.held > machine.memory:
             why = f"it would hold {found.held / 2**30:.1f} GiB, allowed {machine.memory / 2**30:.1f}"
@@ -145,8 +150,7 @@ def choose(task: Task, machine: Machine = CORE, among: tuple[Scheme, ...] = SCHE
             told[scheme] = why
     left = "".join(f"; not {scheme}: {why}" for scheme, why in told.items())
     if not costs:
-        last: Scheme = "all_gather" if "all_gather" in among else "replicated"
-        return Choice(last, f"it takes any attention{left}")
+        return Choice("all_gather", f"it takes any attention{left}")
     best = min(costs, key=lambda scheme: costs[scheme].seconds)
     one = costs[best]
     return Choice(best, f"it sends {one.sent / 2**20:.1f} MiB, about {one.seconds * 1e3:.1f} ms{left}")

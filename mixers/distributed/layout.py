@@ -18,6 +18,8 @@ Layout = Literal["contiguous", "zigzag"]
 
 def part_size(tokens: int, size: int, layout: str) -> int:
     """How many places each of `size` processes has for so many tokens; the last ones may be of no token."""
+    if size == 1:
+        return tokens
     pieces = 2 if layout == "zigzag" else 1
     return pieces * ((tokens + pieces * size - 1) // (pieces * size))
 
@@ -29,7 +31,7 @@ def pieces_of(rank: int, part: int, size: int, layout: str) -> list[range]:
         >>> pieces_of(1, 4, 3, "zigzag")
         [range(2, 4), range(8, 10)]
     """
-    if layout == "contiguous":
+    if layout == "contiguous" or size == 1:
         return [range(rank * part, (rank + 1) * part)]
     half = part // 2
     return [range(piece * half, (piece + 1) * half) for piece in (rank, 2 * size - 1 - rank)]
@@ -68,7 +70,7 @@ def own_places(like: Tensor, part: int, ranks: Ranks, layout: Layout) -> Tensor:
 
 def in_order(gathered: Tensor, dim: int, tokens: int, size: int, layout: Layout) -> Tensor:
     """The tokens of all processes, one process after the other, in the order of the sequence."""
-    if layout == "zigzag":
+    if layout == "zigzag" and size > 1:
         part = gathered.shape[dim] // size
         half = part // 2
         pieces = gathered.unflatten(dim, (size, 2, half))

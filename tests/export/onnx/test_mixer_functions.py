@@ -10,8 +10,8 @@ from torch import nn
 import remixer
 from remixer import LongShort, Toeplitz
 from remixer.export import ExportError, to_onnx
+from remixer.export.examples import example_for_export
 from remixer.export.onnx import mixer_functions
-from remixer.export.onnx.examples import example_for_export
 from remixer.export.onnx.lower_mixers import lower_mixers
 from remixer.export.onnx.mixer_functions import MixerFunction, with_functions
 from remixer.export.onnx.runtime import Session

@@ -1,4 +1,4 @@
-"""Inputs of other sizes than a model was captured with, to export it by and to try its ONNX file on."""
+"""Inputs of other sizes than a model was captured with, to export it by and to try what was exported on."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""From a rewritten model to one that several processes run together."""

@@ -1,0 +1,134 @@
+"""Models written once, and run by several processes together."""
+
+import json
+import re
+import shutil
+
+import pytest
+import reader
+import torch
+from reader import Reader, inputs
+
+import remixer
+from remixer.export import PartitionError, partition
+from remixer.testing import assert_close
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    return remixer.remix(Reader().eval(), "distributed", inputs())
+
+
+@pytest.fixture(scope="module")
+def parts(small, tmp_path_factory):
+    """Folders by scheme, for four processes."""
+    folder, made = tmp_path_factory.mktemp("parts"), {}
+
+    def get(scheme):
+        if scheme not in made:
+            made[scheme] = folder / scheme
+            strategy = "replicated" if scheme == "replicated" else "sequence"
+            chosen = "auto" if scheme == "replicated" else scheme
+            partition(small, 4, strategy=strategy, scheme=chosen).save(made[scheme])
+        return made[scheme]
+
+    return get
+
+
+EACH = pytest.mark.parametrize("scheme", ["replicated", "all_gather", "ring", "ulysses"])
+
+
+@EACH
+def test_processes_give_what_one_gives(small, parts, processes, scheme):
+    shapes = [(12, 2), (7, 1), (3, 2), (33, 3)]
+    for found in processes(4)(reader.outputs, parts(scheme), *shapes):
+        for shape, got in zip(shapes, found, strict=True):
+            assert_close(got, dict(small(**inputs(*shape))))
+
+
+@EACH
+def test_averaged_gradients_are_those_of_one_process(small, parts, processes, scheme):
+    small.zero_grad()
+    found = small(**inputs(13, 2))
+    (found["logits"].square().mean() + found["mean"].sum()).backward()
+    wanted = {name: each.grad for name, each in small.named_parameters()}
+    for got in processes(4)(reader.gradients, parts(scheme), (13, 2)):
+        assert got.keys() == wanted.keys()
+        for name, grad in got.items():
+            assert_close(grad, wanted[name])
+
+
+def test_what_is_written(parts):
+    folder = parts("ring")
+    assert sorted(file.name for file in folder.iterdir()) == ["graph.pt2", "plan.json", "weights.safetensors"]
+    plan = json.loads((folder / "plan.json").read_text())
+    assert (plan["ranks"], plan["strategy"], plan["scheme"], plan["layout"]) == (4, "sequence", "ring", "zigzag")
+    assert plan["mesh"] == {"sequence": 4}
+    assert plan["gathered"] == []
+    assert plan["error"] < 1e-5
+    weights = (folder / "weights.safetensors").stat().st_size
+    assert (folder / "graph.pt2").stat().st_size < weights + 100_000  # the weights are written once
+
+
+def test_auto_says_why(small):
+    plan = partition(small, 3, tokens=4096).plan
+    assert plan.scheme in ("all_gather", "ring")
+    assert "not ulysses: 4 heads can't be spread over 3 processes" in plan.reason
+
+
+def test_other_shapes_in_one_process_are_an_error_on_all(parts, processes):
+    for kind, told in processes(4)(reader.different_shapes, parts("all_gather")):
+        assert kind == "PartitionError"
+        assert "process 1 has another shapes than process 0" in told
+
+
+def test_another_number_of_processes_is_an_error_on_all(parts, processes):
+    for kind, told in processes(2)(reader.refused, parts("ring")):
+        assert kind == "PartitionError"
+        assert "process 0 says: the model was partitioned for 4 processes, these are 2" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("weights", "process 2 says: weights.safetensors is not the one that was written with the plan"),
+        ("gone", "process 2 says: .* holds no partitioned model"),
+        ("versions", "process 2 says: the graph was written by torch 1.0"),
+        ("format", "process 2 says: .*plan.json is of format 99"),
+        ("plan", "process 2 has another plan than process 0: reason: other and it was asked for"),
+    ],
+)
+def test_a_process_that_differs_is_named_on_all(parts, processes, tmp_path, change, told):
+    good, bad = parts("all_gather"), tmp_path / "bad"
+    shutil.copytree(good, bad)
+    plan = json.loads((bad / "plan.json").read_text())
+    if change == "weights":
+        data = bytearray((bad / "weights.safetensors").read_bytes())
+        data[-1] ^= 1
+        (bad / "weights.safetensors").write_bytes(data)
+    elif change == "gone":
+        (bad / "plan.json").unlink()
+    else:
+        plan["versions"]["torch"] = "1.0" if change == "versions" else plan["versions"]["torch"]
+        plan["format"] = 99 if change == "format" else plan["format"]
+        plan["reason"] = "other" if change == "plan" else plan["reason"]
+        (bad / "plan.json").write_text(json.dumps(plan))
+    for kind, found in processes(4)(reader.refused, None, [good, good, bad, good]):
+        assert kind == "PartitionError"
+        assert re.search(told, found), found
+
+
+def test_what_can_not_be_spread_is_refused(small):
+    with pytest.raises(PartitionError, match="4 heads can't be spread over 3 processes"):
+        partition(small, 3, scheme="ulysses")
+    with pytest.raises(PartitionError, match="give strategy='replicated' instead"):
+        partition(small, 2, scheme="replicated")
+    with pytest.raises(PartitionError, match=r"takes what remixer\.remix gave, got Reader"):
+        partition(Reader(), 2)
+    with pytest.raises(ValueError, match="ranks counts processes, at least 1, got 0"):
+        partition(small, 0)
+    with pytest.raises(ValueError, match="strategy must be"):
+        partition(small, 2, strategy="stages")
+    with pytest.raises(ValueError, match="there is no folder"):
+        partition(small, 2).save("/nowhere/parts")

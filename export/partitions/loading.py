@@ -109,7 +109,10 @@ def _loaded(folder: Path, device: torch.device) -> Any:
     """The graph with its weights."""
     from safetensors.torch import load_file
 
-    root = torch.export.load(folder / GRAPH).module(check_guards=False)
+    try:
+        root = torch.export.load(folder / GRAPH).module(check_guards=False)
+    except RuntimeError as error:
+        raise PartitionError(f"torch.export can't read {folder / GRAPH}: {error}") from error
     assert isinstance(root, fx.GraphModule)
     module = fx.GraphModule(root, root.graph)  # without the checks of sizes, which the graph holds beyond
     keep_persistence(root, module)

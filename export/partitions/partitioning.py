@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.fx.graph import _PyTreeCodeGen
+from torch.utils import _pytree as pytree
 
 from remixer.export.errors import PartitionError
 from remixer.export.examples import example_for_export
@@ -81,7 +84,8 @@ class Partition:
         Raises:
             PartitionError: torch.export refuses it.
         """
-        program = self.program
+        program = self.program.copy()
+        _plain_outputs(program.graph)
         module = as_module(program)
         with mode(module, training=False):
             call = example_for_export(program, EXPORT_LENGTH)
@@ -196,6 +200,24 @@ def _plan(
     return PartitionPlan(
         ranks, strategy, choice.scheme, choice.reason, {MESH_DIM: ranks}, layout, gathered, inputs, error, versions()
     )
+
+
+def _plain_outputs(graph: fx.Graph) -> None:
+    """Dicts in the place of a library's own classes of outputs, which no process needs to know then."""
+    codegen = graph._codegen
+    if not isinstance(codegen, _PyTreeCodeGen) or codegen.pytree_info.out_spec is None:
+        return
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(each) for name, each in value.items()}
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+
+    spec = codegen.pytree_info.out_spec
+    outputs = plain(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
+    leaves, dicts = pytree.tree_flatten(outputs)
+    if leaves == sorted(leaves):
+        graph.set_codegen(_PyTreeCodeGen(codegen.pytree_info._replace(out_spec=dicts)))
 
 
 def _untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
@@ -71,7 +71,7 @@ class Partition:
         weights = {name: tensor.detach().contiguous() for name, tensor in source.state_dict.items()}
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
             draft = Path(name)
-            save_file(_untied(weights), draft / WEIGHTS)
+            save_file(weights, draft / WEIGHTS)
             torch.export.save(_without_weights(source), draft / GRAPH)
             plan = replace(self.plan, fingerprint={file: digest(draft / file) for file in (GRAPH, WEIGHTS)})
             plan.write(draft / PLAN)
@@ -218,16 +218,6 @@ def _plain_outputs(graph: fx.Graph) -> None:
     leaves, dicts = pytree.tree_flatten(outputs)
     if leaves == sorted(leaves):
         graph.set_codegen(_PyTreeCodeGen(codegen.pytree_info._replace(out_spec=dicts)))
-
-
-def _untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tied weights each by themselves: the file takes no two names for one."""
-    seen: set[int] = set()
-    found = {}
-    for name, tensor in weights.items():
-        found[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return found
 
 
 def _without_weights(source: ExportedProgram) -> Any:

@@ -19,6 +19,7 @@ class Reader(nn.Module):
         self.qkv = nn.ModuleList(nn.Linear(32, 96) for _ in range(layers))
         self.out = nn.ModuleList(nn.Linear(32, 32) for _ in range(layers))
         self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 50)
+        self.head.weight = self.tokens.weight  # tied
 
     def forward(self, ids, mask):
         place = torch.arange(ids.shape[1], device=ids.device)

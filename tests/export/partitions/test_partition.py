@@ -52,9 +52,9 @@ def test_averaged_gradients_are_those_of_one_process(small, parts, processes, sc
     small.zero_grad()
     found = small(**inputs(13, 2))
     (found["logits"].square().mean() + found["mean"].sum()).backward()
-    wanted = {name: each.grad for name, each in small.named_parameters()}
+    wanted = {name: each.grad for name, each in small.named_parameters(remove_duplicate=False)}
     for got in processes(4)(reader.gradients, parts(scheme), (13, 2)):
-        assert got.keys() == wanted.keys()
+        assert len(got) == len(dict(small.named_parameters()))  # a tied weight is still one
         for name, grad in got.items():
             assert_close(grad, wanted[name])
 

@@ -135,6 +135,44 @@ def attend_by_offset(
     return mixed.masked_fill(~allowed.any(-1, keepdim=True), 0.0) if spec.dead_rows == "zero" else mixed
 
 
+def attend_whole(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    spec: AttentionSpec,
+    padding: Tensor | None = None,
+    bias: Tensor | None = None,
+    sink: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """All that a spec says.
+
+    Args:
+        query: (B, H, T, D).
+        key: (B, G, S, D).
+        value: (B, G, S, E).
+        spec: of the attention.
+        padding: (B, S) bool, or None.
+        bias: by offset or dense, see Mixer.forward; a dense one carries the whole mask and is used as it is.
+        sink: (H,), or None.
+        dropout: probability with which weights are dropped.
+
+    Returns:
+        (B, H, T, E).
+    """
+    if bias is not None and spec.bias == "offset":
+        return attend_by_offset(query, key, value, bias, padding, spec=spec, dropout=dropout, sink=sink)
+    if bias is not None:
+        return attend(query, key, value, bias, spec=spec, dropout=dropout, sink=sink)
+    plain = spec.causal and not spec.windowed and padding is None
+    if plain and spec.alignment == "start":
+        return attend(query, key, value, None, spec=spec, causal=True, dropout=dropout, sink=sink)
+    make = (spec, query.shape[2], key.shape[2], padding)
+    mask = allowed_keys(*make, query.device) if spec.dead_rows == "zero" else added_mask(*make, query)
+    return attend(query, key, value, mask, spec=spec, dropout=dropout, sink=sink)
+
+
 @dataclass(frozen=True)
 class SoftmaxConfig(MixerConfig):
     """Keep the attention's meaning, in one exact form. Has no options."""
@@ -178,18 +216,8 @@ class Softmax(Mixer):
         assert query is not None
         assert key is not None
         assert value is not None
-        spec = self.spec
-        dropout = spec.dropout if self.training else 0.0
-        if bias is not None and spec.bias == "offset":
-            return attend_by_offset(query, key, value, bias, padding, spec=spec, dropout=dropout, sink=sink)
-        if bias is not None:
-            return attend(query, key, value, bias, spec=spec, dropout=dropout, sink=sink)
-        plain = spec.causal and not spec.windowed and padding is None
-        if plain and spec.alignment == "start":
-            return attend(query, key, value, None, spec=spec, causal=True, dropout=dropout, sink=sink)
-        make = (spec, query.shape[2], key.shape[2], padding)
-        mask = allowed_keys(*make, query.device) if spec.dead_rows == "zero" else added_mask(*make, query)
-        return attend(query, key, value, mask, spec=spec, dropout=dropout, sink=sink)
+        dropout = self.spec.dropout if self.training else 0.0
+        return attend_whole(query, key, value, spec=self.spec, padding=padding, bias=bias, sink=sink, dropout=dropout)
 
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
         """See Mixer.initial_state: no key yet, of a window as many as it reaches back to, which don't exist.

@@ -52,7 +52,9 @@ def merged(one: Found, other: Found) -> Found:
     return Found(mine * one.out + theirs * other.out, lse)
 
 
-def attend_block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scoring: Scoring) -> Found:
+def attend_block(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scoring: Scoring, *, causal: bool = False
+) -> Found:
     """What queries find in a block of keys.
 
     Args:
@@ -61,13 +63,15 @@ def attend_block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
         value: (B, G, m, E).
         mask: broadcastable to (B, H, n, m), added to the scores, -inf where a key is hidden; or None.
         scoring: how scores are made.
+        causal: these are the queries' own tokens, and none sees those after it; mask must be None.
     """
     if _fused(query, value, scoring):
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-            query, *_for_all_heads(query, key, value), 0.0, False, attn_mask=mask, scale=scoring.scale
+            query, *_for_all_heads(query, key, value), 0.0, causal, attn_mask=mask, scale=scoring.scale
         )
         seen = None if mask is None else (mask > -torch.inf).any(-1).expand_as(lse)
         return Found(out, lse if seen is None else lse.masked_fill(~seen, -torch.inf))
+    mask = _triangle(query) if causal else mask
     found = [
         _attend_eagerly(query.narrow(2, start, count), key, value, part, scoring)
         for start, count, part in _by_rows(query.shape[2], mask)
@@ -93,6 +97,7 @@ def block_gradients(
     whole: Found,
     scoring: Scoring,
     *,
+    causal: bool = False,
     of_mask: bool = False,
 ) -> Gradients:
     """What a block of keys contributes to the gradients.
@@ -105,6 +110,7 @@ def block_gradients(
         mask: see there.
         whole: what all blocks together gave.
         scoring: how scores are made.
+        causal: see there.
         of_mask: whether the gradient of the mask is wanted.
     """
     if not of_mask and _fused(query, value, scoring):
@@ -112,17 +118,23 @@ def block_gradients(
         # Rows that saw nothing have no largest score to subtract; whatever it is, their weights are zero.
         lse = whole.lse.masked_fill(whole.lse == -torch.inf, 0.0)
         of_query, of_keys, of_values = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, query, keys, values, whole.out, lse, 0.0, False, attn_mask=mask, scale=scoring.scale
+            grad, query, keys, values, whole.out, lse, 0.0, causal, attn_mask=mask, scale=scoring.scale
         )
         of_key, of_value = (each.unflatten(1, (key.shape[1], -1)).sum(2) for each in (of_keys, of_values))
         return Gradients(of_query, of_key, of_value, None)
-    parts = []
+    mask, parts = _triangle(query) if causal else mask, []
     for start, count, part in _by_rows(query.shape[2], mask):
         asking, asked, out, lse = (each.narrow(2, start, count) for each in (query, grad, *whole))
         scores, capped = _scores(asking, key, part, scoring)
         weights = torch.exp(scores - lse[..., None]).nan_to_num(0.0)
         parts.append(_by_weights(asked, asking, out, key, value, weights, capped, scoring))
     return _together(parts, of_mask=of_mask)
+
+
+def _triangle(query: Tensor) -> Tensor:
+    """(1, 1, n, n), which hides what comes after each token."""
+    n = query.shape[2]
+    return query.new_full((n, n), -torch.inf).triu(1)[None, None]
 
 
 def _fused(query: Tensor, value: Tensor, scoring: Scoring) -> bool:

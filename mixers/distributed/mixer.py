@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, Unsupported
@@ -17,7 +16,7 @@ from remixer.mixers.distributed.ranks import Ranks, ranks_of
 from remixer.mixers.distributed.rows import attend_rows
 from remixer.mixers.distributed.schemes import SCHEMES, Operands, Spread
 from remixer.mixers.registry import register
-from remixer.mixers.softmax import Softmax
+from remixer.mixers.softmax import Softmax, attend_whole
 from remixer.mixers.spec import AttentionSpec
 
 
@@ -180,13 +179,11 @@ def _some_heads(given: Operands, spec: AttentionSpec, ranks: Ranks, dropout: flo
     if bias is not None:
         dim = 0 if spec.bias == "offset" else bias.dim() - 3
         bias = bias if dim < 0 or bias.shape[dim] == 1 else bias.index_select(dim, mine)
-    return attend_rows(
+    return attend_whole(
         given.query.index_select(1, mine),
         given.key.index_select(1, theirs),
         given.value.index_select(1, theirs),
-        torch.arange(given.query.shape[2], device=given.query.device),
         spec=replace(spec, heads=heads, kv_heads=kv_heads),
-        queries=given.query.shape[2],
         padding=given.padding,
         bias=bias,
         sink=None if given.sink is None else given.sink.index_select(0, mine),

@@ -91,8 +91,16 @@ def ring_attention(
     Returns:
         (B, H, n, E).
     """
+    ring = ring_of(spec, keys, layout, ranks)
+    out, _ = _ring_attention(query.contiguous(), key.contiguous(), value.contiguous(), exist, bias, *ring)
+    mixed: Tensor = out
+    return mixed
+
+
+def ring_of(spec: AttentionSpec, keys: int, layout: Layout, ranks: Ranks) -> Ring:
+    """The ring of an attention over so many keys."""
     left, right = (FAR if bound is None else bound for bound in spec.window)
-    ring = Ring(
+    return Ring(
         spec.scale,
         spec.softcap or 0.0,
         spec.causal,
@@ -104,13 +112,9 @@ def ring_attention(
         ranks.size,
         ranks.name,
     )
-    out, _ = _ring_attention(query.contiguous(), key.contiguous(), value.contiguous(), exist, bias, *ring)
-    mixed: Tensor = out
-    return mixed
 
 
-@torch.library.custom_op("remixer::ring_attention", mutates_args=())
-def _ring_attention(
+def attend_around(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -127,6 +131,11 @@ def _ring_attention(
     size: int,
     group: str,
 ) -> tuple[Tensor, Tensor]:
+    """What the operator does; its arguments are those of `ring_attention` and of `Ring`.
+
+    Returns:
+        The output, and the logarithms (B, H, n) of the sums of the exponentials of the scores.
+    """
     ring = Ring(scale, softcap, causal, left, right, mean, keys, layout, size, group)
     dtype = at_least_float32(query.dtype)
     rank, rows = rank_in(group), query.to(dtype)
@@ -139,7 +148,8 @@ def _ring_attention(
             for theirs, other in enumerate(_slices(key.shape[2], layout)):
                 mask = _mask(ring, bias, there, (rank, mine, query.shape[2]), (source, theirs, key.shape[2]), rows)
                 if mask is not HIDDEN:
-                    block = attend_block(rows[:, :, cut], k[:, :, other], v[:, :, other], mask, ring.scoring)
+                    kind = _kind(mask)
+                    block = attend_block(rows[:, :, cut], k[:, :, other], v[:, :, other], scoring=ring.scoring, **kind)
                     found[mine] = merged(found[mine], block)
         if mean:
             values += _of_keys(ring, source, v).sum(2)
@@ -150,14 +160,16 @@ def _ring_attention(
     return out.to(value.dtype).contiguous(), lse.contiguous()
 
 
+_ring_attention = torch.library.custom_op("remixer::ring_attention", attend_around, mutates_args=())
+
+
 @_ring_attention.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     B, H, n, _D = query.shape
     return value.new_empty(B, H, n, value.shape[-1]), query.new_empty(B, H, n, dtype=at_least_float32(query.dtype))
 
 
-@torch.library.custom_op("remixer::ring_attention_backward", mutates_args=())
-def _ring_attention_backward(
+def gradients_around(
     grad: Tensor,
     query: Tensor,
     key: Tensor,
@@ -177,6 +189,7 @@ def _ring_attention_backward(
     size: int,
     group: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of query, key, value and bias, from that of the output and what the operator gave."""
     ring = Ring(scale, softcap, causal, left, right, mean, keys, layout, size, group)
     dtype, rank = at_least_float32(query.dtype), rank_in(group)
     rows, grads, given = query.to(dtype), grad.to(dtype), out.to(dtype)
@@ -201,10 +214,10 @@ def _ring_attention_backward(
                     rows[:, :, cut],
                     k[:, :, other],
                     v[:, :, other],
-                    mask,
-                    whole,
-                    ring.scoring,
+                    whole=whole,
+                    scoring=ring.scoring,
                     of_mask=bias is not None,
+                    **_kind(mask),
                 )
                 of_query[:, :, cut] += asked.query
                 travelling[0][:, :, other] += asked.key
@@ -220,6 +233,11 @@ def _ring_attention_backward(
         travelling = _moved(travelling, ring, rank)
     of_key, of_value = travelling
     return of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype), of_bias
+
+
+_ring_attention_backward = torch.library.custom_op(
+    "remixer::ring_attention_backward", gradients_around, mutates_args=()
+)
 
 
 @_ring_attention_backward.register_fake
@@ -248,7 +266,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
 _ring_attention.register_autograd(_backward, setup_context=_save)
 
 
-HIDDEN = object()
+HIDDEN, CAUSAL = object(), object()
 _Place = tuple[int, int, int]  # a process, which of its pieces, and how many places it has
 
 
@@ -263,13 +281,19 @@ def _range(ring: Ring, place: _Place) -> range:
 
 
 def _mask(ring: Ring, bias: Tensor | None, exist: Tensor | None, mine: _Place, theirs: _Place, like: Tensor) -> Any:
-    """What is added to the scores of a piece of queries and one of keys: None for nothing, HIDDEN if none is seen."""
+    """What is added to the scores of a piece of queries and one of keys.
+
+    None for nothing, HIDDEN if no key is seen, CAUSAL if they are the same tokens, and that is all.
+    """
     rows, columns = _range(ring, mine), _range(ring, theirs)
     nearest, furthest = columns.start - (rows.stop - 1), columns.stop - 1 - rows.start  # the least and largest offset
     after = 0 if ring.causal else ring.right
     if columns.start >= ring.keys or (after != FAR and nearest > after) or (ring.left != FAR and furthest < -ring.left):
         return HIDDEN
     device, dtype = like.device, like.dtype
+    near = ring.left == FAR or nearest >= -ring.left
+    if ring.causal and rows == columns and near and bias is None and exist is None and columns.stop <= ring.keys:
+        return CAUSAL
     places = torch.arange(columns.start, columns.stop, device=device)
     offset = places - torch.arange(rows.start, rows.stop, device=device)[:, None]
     hidden = None
@@ -293,6 +317,11 @@ def _mask(ring: Ring, bias: Tensor | None, exist: Tensor | None, mine: _Place, t
     )
     whole = added if hidden is None else torch.where(hidden, -torch.inf, added)
     return whole.expand(*whole.shape[:2], len(rows), len(columns))
+
+
+def _kind(mask: Any) -> dict[str, Any]:
+    """What `_mask` found, as `attend_block` takes it."""
+    return {"mask": None, "causal": True} if mask is CAUSAL else {"mask": mask, "causal": False}
 
 
 def _add_by_offset(total: Tensor, of_scores: Tensor, ring: Ring, mine: _Place, theirs: _Place) -> None:

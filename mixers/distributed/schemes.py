@@ -15,7 +15,7 @@ from remixer.mixers.distributed.layout import Layout, in_order, own_places, part
 from remixer.mixers.distributed.ranks import Ranks
 from remixer.mixers.distributed.ring import ring_attention
 from remixer.mixers.distributed.rows import attend_rows
-from remixer.mixers.softmax import repeat_heads
+from remixer.mixers.softmax import attend_whole, repeat_heads
 from remixer.mixers.spec import AttentionSpec
 
 
@@ -132,13 +132,11 @@ def by_heads(given: Operands, spread: Spread, dropout: float = 0.0) -> Tensor:
     elif bias is not None:
         bias = spread.whole(bias, bias.dim() - 2, spread.queries) if given.by_row else bias
         bias = bias if bias.dim() < 3 or bias.shape[-3] == 1 else bias.index_select(bias.dim() - 3, mine)
-    mixed = attend_rows(
+    mixed = attend_whole(
         query,
         key,
         value,
-        torch.arange(spread.queries, device=query.device),
         spec=replace(spec, heads=heads, kv_heads=spec.kv_heads // ranks.size),
-        queries=spread.queries,
         padding=padding,
         bias=bias,
         sink=None if given.sink is None else given.sink.index_select(0, mine),

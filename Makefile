@@ -52,6 +52,8 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/mixers.py
+	$(BIN)/python benchmarks/mixers.py --passes forward --lengths 4096 16384 32768 --memory --runs 3 \
+		--out benchmarks/results/mixers_long.json
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/perplexity.py
 	$(BIN)/python benchmarks/compile_time.py
@@ -63,6 +65,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/million.py
 	$(BIN)/python benchmarks/onnx_encoder.py
 	$(BIN)/python benchmarks/onnx_decoder.py
+	$(BIN)/python benchmarks/distributed.py
+	$(BIN)/python benchmarks/distributed_volumes.py
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/tables.py
 

@@ -119,7 +119,8 @@ def work(rank: int, meeting: str, tokens: list[int], runs: int, pipe: Any) -> No
                 took = seconds(call, runs, together=True)
                 if rank == 0:
                     pipe.send((causal, length, scheme, took, int(most)))
-    pipe.send(None)
+    if rank == 0:
+        pipe.send(None)
     dist.destroy_process_group()
 
 

@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument(
-        "--counted-hops", type=int, default=64, help="rings of more processes are not counted hop by hop"
+        "--hops", type=int, default=64, help="rings of more processes are not counted hop by hop"
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "distributed_volumes.json")
     options = parser.parse_args()

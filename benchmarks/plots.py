@@ -76,6 +76,32 @@ def onnx_decoder(result: dict[str, Any], left: Axes, right: Axes) -> None:
     right.set_ylabel("MiB at most")
 
 
+def distributed(result: dict[str, Any], left: Axes, right: Axes) -> None:
+    """Seconds of one attention over the length, in one process and over several, in both directions."""
+    for axes, causal in ((left, False), (right, True)):
+        axes.set_title("causal" if causal else "bidirectional")
+        rows = [{**row, "mixer": row["how"]} for row in result["rows"] if row["causal"] == causal]
+        _lines(axes, rows, lambda row: row["seconds"])
+        axes.set_ylabel("seconds")
+
+
+def distributed_volumes(result: dict[str, Any], left: Axes, right: Axes) -> None:
+    """GiB that each process sends for one attention over the number of processes, by scheme."""
+    longest = max(row["tokens"] for row in result["rows"])
+    for axes, model in zip((left, right), dict.fromkeys(row["model"] for row in result["rows"]), strict=True):
+        mine = [row for row in result["rows"] if (row["model"], row["tokens"]) == (model, longest) and "sent" in row]
+        for scheme in dict.fromkeys(row["scheme"] for row in mine):
+            of_scheme = [row for row in mine if row["scheme"] == scheme]
+            sent = [row["sent"] / 2**30 for row in of_scheme]
+            axes.plot([row["ranks"] for row in of_scheme], sent, marker="o", label=scheme)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("processes")
+        axes.set_ylabel(f"GiB sent for {longest:,} tokens")
+        axes.set_title(model)
+        axes.legend()
+
+
 def _lines(axes: Axes, rows: list[dict[str, Any]], height: Callable[[dict[str, Any]], float]) -> None:
     for name in dict.fromkeys(row["mixer"] for row in rows):
         mine = [row for row in rows if row["mixer"] == name]
@@ -92,7 +118,8 @@ def _bars(axes: Axes, values: dict[str, float]) -> None:
 
 
 PLOTS: dict[str, Callable[[dict[str, Any], Axes, Axes], None]] = {
-    draw.__name__: draw for draw in (mixers, scaling, long_range, million, onnx_encoder, onnx_decoder)
+    draw.__name__: draw
+    for draw in (mixers, scaling, long_range, million, onnx_encoder, onnx_decoder, distributed, distributed_volumes)
 }
 
 

@@ -60,7 +60,7 @@ def rendered() -> str:
         *mixers(),
         *(
             part
-            for table_of in (others, scaling, million, onnx_encoder, onnx_decoder)
+            for table_of in (mixers_long, others, scaling, million, onnx_encoder, onnx_decoder, distributed)
             if measured(table_of.__name__)
             for part in table_of()
         ),
@@ -95,6 +95,49 @@ def mixers() -> list[str]:
         head = [kind, "direction", *(f"{length:,} tokens" for length in lengths)]
         parts += ["\n", table(head, rows)]
     return [*parts, source(result, "mixers")]
+
+
+def mixers_long() -> list[str]:
+    """Memory beside time, to longer sequences."""
+    result = load("mixers_long")
+    lengths = sorted({row["length"] for row in result["rows"]})
+    rows = []
+    for causal in (False, True):
+        for name in dict.fromkeys(row["mixer"] for row in result["rows"]):
+            found = {row["length"]: row for row in result["rows"] if (row["mixer"], row["causal"]) == (name, causal)}
+            cells = [f"{found[each]['ratio']:.1f}x, {found[each]['peak_bytes'] / 2**20:,.0f} MiB" for each in lengths]
+            label = {"attention": "fused attention", "window": "FlexAttention, window"}.get(name, f"`{name}`")
+            rows.append([label, "causal" if causal else "bidirectional", *cells])
+    return [
+        "\nThe same in another run, to longer sequences, forward: times faster, and the most memory a pass takes:\n\n",
+        table(["mixer", "direction", *(f"{length:,} tokens" for length in lengths)], rows),
+        source(result, "mixers_long"),
+    ]
+
+
+def distributed() -> list[str]:
+    """Attention in one process, and partitioned."""
+    result = load("distributed")
+    lengths = sorted({row["length"] for row in result["rows"]})
+    rows = []
+    for causal in (False, True):
+        for how in dict.fromkeys(row["how"] for row in result["rows"]):
+            found = {row["length"]: row for row in result["rows"] if (row["how"], row["causal"]) == (how, causal)}
+            cells = []
+            for length in lengths:
+                row = found.get(length)
+                faster = "" if row is None or "to_fused" not in row else f" ({row['to_fused']:.2f}x)"
+                cells.append("-" if row is None else f"{row['seconds']:.3g} s{faster}")
+            rows.append([how, "causal" if causal else "bidirectional", *cells])
+    longest = ", ".join(f"{how} {tokens:,}" for how, tokens in result["longest"].items())
+    return [
+        f"\nOne attention, 12 heads of 32: all scores written out in one process, fused in one process, and over "
+        f"{result['ranks']} processes that share the same cores: seconds (times the speed of the fused one; "
+        "[plot](benchmarks/results/distributed.png)):\n\n",
+        table(["attention", "direction", *(f"{length:,} tokens" for length in lengths)], rows),
+        f"\nThe longest sequence of it in 6 GiB per process, extrapolated from what was measured: {longest}.\n",
+        source(result, "distributed"),
+    ]
 
 
 def others() -> list[str]:

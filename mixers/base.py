@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -131,6 +132,13 @@ class Mixer(nn.Module, abc.ABC):
         source: Tensor | None = None,
     ) -> Tensor:
         """`forward` in its slow, obvious form: the same arguments, values and gradients."""
+
+    def by_head(self) -> Mapping[str, Literal["heads", "kv_heads"]] | None:
+        """Weights whose rows belong to heads, head by head, and to which heads.
+
+        None where heads know of one another, so that none of them can be computed without the others.
+        """
+        return None
 
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
         """What `step` knows before the first token: tensors of fixed shapes, by name.

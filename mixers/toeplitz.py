@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,6 +71,12 @@ class ToeplitzMixer(ToeplitzOperator):
         if config.learn_decay:
             assert config.decay is not None
             self.decay = Decay(config.decay, spec.heads, self.channels)
+
+    def by_head(self) -> Mapping[str, Literal["heads", "kv_heads"]] | None:
+        """See Mixer.by_head."""
+        names = {name for name, _ in self.named_parameters()}
+        of_heads = ("encoder.last.weight", "encoder.last.bias", "decay.raw", "gate.weight", "gate.bias")
+        return {name: "heads" for name in of_heads if name in names}
 
     def coefficients(self, tokens: int) -> Tensor:
         """See ToeplitzOperator.coefficients."""

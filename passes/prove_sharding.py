@@ -13,7 +13,7 @@ from remixer.mixers import Softmax
 from remixer.mixers.distributed.layout import in_order, part_size, places_of
 from remixer.passes.errors import ShardError
 from remixer.passes.shard_sequence import SPREAD, own_tokens, tokens_of
-from remixer.passes.spread_tokens import SpreadAttention, WholeMixer, part_of, sum_of, token_of, whole_of
+from remixer.passes.spread_tokens import HeadsMixer, SpreadAttention, WholeMixer, part_of, sum_of, token_of, whole_of
 from remixer.rewrite.agreement import NotRunError, run
 from remixer.rewrite.elsewhere import example_at, is_mask, sizes_of_example
 from remixer.rewrite.inputs import Call, tensors_in
@@ -82,7 +82,7 @@ class Played:
         self.each = [fx.Interpreter(program.graph_module) for _ in range(size)]
         self.layout: Any = "contiguous"
         for module in program.graph_module.modules():
-            if isinstance(module, (SpreadAttention, WholeMixer)):
+            if isinstance(module, (SpreadAttention, HeadsMixer, WholeMixer)):
                 self.layout = module.layout
 
     def run(self, call: Call) -> list[list[Tensor]]:
@@ -153,7 +153,7 @@ class Played:
         if node.op != "call_module":
             return None
         module = self.program.graph_module.get_submodule(str(node.target))
-        if not isinstance(module, (SpreadAttention, WholeMixer)):
+        if not isinstance(module, (SpreadAttention, HeadsMixer, WholeMixer)):
             return None
         mixer = Softmax(module.spec) if isinstance(module, SpreadAttention) else module.mixer
         dims = {"query": 2, "key": 2, "value": 2, "padding": 1, "source": 1}

@@ -17,13 +17,14 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from remixer.mixers import DistributedMixer, Softmax
+from remixer.mixers.distributed.by_heads import of_some_heads
 from remixer.mixers.distributed.cost import Scheme, layout_of
 from remixer.mixers.distributed.layout import Layout
 from remixer.passes.base import Pass
 from remixer.passes.errors import ShardError
 from remixer.passes.sharded_operators import rows_in, spread_dim, takes_all
 from remixer.passes.sites import Site, sites_of
-from remixer.passes.spread_tokens import SpreadAttention, WholeMixer, part_of, sum_of, token_of, whole_of
+from remixer.passes.spread_tokens import HeadsMixer, SpreadAttention, WholeMixer, part_of, sum_of, token_of, whole_of
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Miss, module_path
 from remixer.rewrite.program import Program, expression, shape_of
@@ -39,16 +40,19 @@ class ShardSequence(Pass):
     """Spread the tokens of a program over processes.
 
     Attributes:
-        scheme: of every attention that is "distributed"; other mixers run on whole sequences.
+        scheme: of every attention that is "distributed" or "softmax"; other mixers run on whole sequences.
         mesh_dim: names the processes.
         strict: raise where an operator needs all tokens, rather than gather them.
         gather: whether outputs come whole; if not, each process gives its part of those that have tokens.
+        ranks: how many processes there will be, if that is known: other mixers are then spread by their heads, where
+            those know nothing of one another.
     """
 
     scheme: Scheme = "all_gather"
     mesh_dim: str = "sequence"
     strict: bool = False
     gather: bool = True
+    ranks: int = 0
 
     def requires(self, program: Program) -> None:
         """See Pass.requires.
@@ -277,8 +281,11 @@ class _Sharding:
                 elif self.dims[each] != dims[name]:
                     operands[name] = self._part(self._whole(each, node), dims[name], node)
         module: Any
+        some = of_some_heads(mixer, self.options.ranks) if self.options.ranks > 1 else None
         if isinstance(mixer, (DistributedMixer, Softmax)):
             module = SpreadAttention(mixer.spec, self.options.scheme, self.where[1], self.where[0], by_row=by_row)
+        elif some is not None:
+            module = HeadsMixer(mixer, some, self.options.ranks, self.where[1], self.where[0])
         else:
             module = WholeMixer(mixer, self.where[1], self.where[0], by_row=by_row)
             told = f"{mixer.config.name!r} runs on the whole sequence, on every process"

@@ -181,6 +181,13 @@ def _stretched(node: fx.Node, dims: Dims, _: sympy.Expr) -> int | None:
     return None if operand not in dims else _ndim(node) - _ndim(operand) + dims[operand]
 
 
+def _repeated(node: fx.Node, dims: Dims, tokens: sympy.Expr) -> int | None:
+    """Along other dimensions."""
+    times: Any = node.args[1]
+    dim = _stretched(node, dims, tokens)
+    return dim if dim is not None and times[dim] == 1 else None
+
+
 def _permuted(node: fx.Node, dims: Dims, _: sympy.Expr) -> int | None:
     operand = _operand(node)
     order: Any = node.args[1]
@@ -290,6 +297,7 @@ _RULES: dict[Any, Callable[[fx.Node, Dims, sympy.Expr], int | None]] = {
     aten.linear.default: _linear,
     aten.addmm.default: _addmm,
     aten.rms_norm.default: _norm,
+    aten.repeat.default: _repeated,
     aten.permute.default: _permuted,
     aten.transpose.int: _transposed,
     aten.t.default: _transposed,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from remixer.mixers import Mixer, Softmax
+from remixer.mixers.distributed.by_heads import mix_by_heads
 from remixer.mixers.distributed.collectives import gathered, total
 from remixer.mixers.distributed.cost import Scheme
 from remixer.mixers.distributed.layout import Layout, in_order, own_places, part_size
@@ -147,6 +148,38 @@ class SpreadAttention(nn.Module):
     def extra_repr(self) -> str:
         """For torch's printout."""
         return f"{self.spec}, scheme={self.scheme}, layout={self.layout}, mesh_dim={self.mesh_dim}"
+
+
+class HeadsMixer(nn.Module):
+    """A mixer of which each process lets its heads run on all tokens; see `mixers.distributed.by_heads`.
+
+    Args:
+        mixer: whose heads know nothing of one another.
+        some: as it is for the heads of one process.
+        ranks: of so many.
+        layout: which tokens each process has.
+        mesh_dim: names the processes.
+    """
+
+    def __init__(self, mixer: Mixer, some: Mixer, ranks: int, layout: Layout, mesh_dim: str) -> None:
+        super().__init__()
+        self.mixer, self.some, self.size, self.layout, self.mesh_dim = mixer, (some,), ranks, layout, mesh_dim
+        self.by_row = False
+
+    def forward(self, tokens: int, **operands: Tensor | None) -> Tensor:
+        """From this process's operands to its part of the output.
+
+        Raises:
+            ValueError: there is another number of processes.
+        """
+        ranks = ranks_of(self.mesh_dim)
+        if ranks.size == 1:
+            alone: Tensor = self.mixer(**operands)
+            return alone
+        if ranks.size != self.size:
+            raise ValueError(f"the heads were spread over {self.size} processes, these are {ranks.size}")
+        spread = Spread(self.mixer.spec, ranks, self.layout, tokens, tokens)
+        return mix_by_heads(self.mixer, self.some[0], operands, spread)
 
 
 class WholeMixer(nn.Module):

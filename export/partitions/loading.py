@@ -40,8 +40,8 @@ def load_partition(
         folder: that `Partition.save` wrote.
         mesh: whose dimensions have the plan's names, if these processes are not all there are.
         device: to run on; this process's GPU if there are any, else the CPU.
-        timeout: how long processes wait for one another, where torch.distributed is not initialised yet. It is then,
-            from what torchrun says, with NCCL on GPUs and gloo on CPUs.
+        timeout: how long processes wait for one another. Where torch.distributed is not initialised yet it is, from
+            what torchrun says, with this timeout, and NCCL on GPUs or gloo on CPUs; where it is, say what it has.
 
     Raises:
         PartitionError: a process differs, or can't read the folder; or torch.distributed can't be initialised.
@@ -64,7 +64,7 @@ def load_partition(
         mine, problem = {}, str(error)
     agree(group, {"problem": problem} if problem else mine, f"load {folder}")
     module = _bound(_loaded(folder, device), plan.mesh, group)
-    return Partitioned(module, plan, group, rank)
+    return Partitioned(module, plan, group, rank, timeout)
 
 
 def _problem(plan: PartitionPlan, mine: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,10 +30,14 @@ class Partitioned(nn.Module):
         plan: how the model is spread.
         group: the processes.
         rank: this one's place.
+        timeout: how long processes wait for one another.
     """
 
-    def __init__(self, module: nn.Module, plan: PartitionPlan, group: ProcessGroup, rank: int) -> None:
+    def __init__(
+        self, module: nn.Module, plan: PartitionPlan, group: ProcessGroup, rank: int, timeout: timedelta
+    ) -> None:
         super().__init__()
+        self.timeout = timeout
         self.module, self.plan = module, plan
         self._group, self._rank, self._calls = (group,), rank, 0
 
@@ -50,7 +55,7 @@ class Partitioned(nn.Module):
         except PartitionError:
             raise
         except RuntimeError as error:
-            gone = missing(self._group[0], self._rank, self._calls)
+            gone = missing(self._group[0], self._rank, self._calls, self.timeout)
             if not gone:
                 raise
             who = ", ".join(map(str, gone))

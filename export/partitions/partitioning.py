@@ -147,7 +147,7 @@ def partition(
             return Partition(spread, _plan(spread, ranks, strategy, choice, "contiguous", (), None))
         choice = _choice(program, ranks, scheme, tokens, machine or Machine())
         try:
-            result = ShardSequence(choice.scheme, MESH_DIM, strict, gather)(program)
+            result = ShardSequence(choice.scheme, MESH_DIM, strict, gather, ranks)(program)
             error = prove_sharding(program, result.program)
         except ShardError as problem:
             raise PartitionError(str(problem)) from problem

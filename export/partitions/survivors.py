@@ -8,10 +8,8 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-PATIENCE = timedelta(seconds=10)
 
-
-def missing(group: ProcessGroup, rank: int, call: int, patience: timedelta = PATIENCE) -> list[int]:
+def missing(group: ProcessGroup, rank: int, call: int, patience: timedelta) -> list[int]:
     """The processes of a group that don't say that they could not go on either.
 
     They meet at the store by which they found each other: a process that is gone, or hangs, says nothing there.
@@ -20,7 +18,7 @@ def missing(group: ProcessGroup, rank: int, call: int, patience: timedelta = PAT
         group: the processes.
         rank: this one's place.
         call: how many calls there have been: processes that meet are at the same one.
-        patience: how long to wait for the others.
+        patience: how long to wait for the others: as long as they may wait for one that is gone.
 
     Returns:
         Their places; empty if all are there, or the store is gone too.

@@ -6,11 +6,20 @@ over the processes as DistributedDataParallel does, are those of one process.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed._functional_collectives
 from torch import Tensor
 
 from remixer.mixers.distributed.ranks import Ranks
+
+# Autograd knows these from torch 2.13 on; those of the second name it knew before.
+WITH_GRADIENTS = torch._C._dispatch_has_kernel_for_dispatch_key("_c10d_functional::all_gather_into_tensor", "Autograd")
+
+
+def _operators() -> Any:
+    return torch.ops._c10d_functional if WITH_GRADIENTS else torch.ops._c10d_functional_autograd
 
 
 def _wait(tensor: Tensor) -> Tensor:
@@ -23,7 +32,7 @@ def gathered(part: Tensor, dim: int, ranks: Ranks) -> Tensor:
     if ranks.size == 1:
         return part
     first = part.movedim(dim, 0).contiguous()
-    whole = _wait(torch.ops._c10d_functional.all_gather_into_tensor(first, ranks.size, ranks.name))
+    whole = _wait(_operators().all_gather_into_tensor(first, ranks.size, ranks.name))
     return whole.movedim(0, dim)
 
 
@@ -31,6 +40,8 @@ def total(part: Tensor, ranks: Ranks) -> Tensor:
     """The sum over all processes."""
     if ranks.size == 1:
         return part
+    if not WITH_GRADIENTS:  # a sum over processes had none
+        return gathered(part[None], 0, ranks).sum(0)
     return _wait(torch.ops._c10d_functional.all_reduce(part.contiguous(), "sum", ranks.name))
 
 
@@ -47,5 +58,5 @@ def exchanged(tensor: Tensor, split: int, joined: int, ranks: Ranks) -> Tensor:
         return tensor
     pieces = tensor.unflatten(split, (ranks.size, -1)).movedim(split, 0).contiguous()
     each = [1] * ranks.size
-    found = _wait(torch.ops._c10d_functional.all_to_all_single(pieces, each, each, ranks.name))
+    found = _wait(_operators().all_to_all_single(pieces, each, each, ranks.name))
     return found.movedim(0, joined).flatten(joined, joined + 1)

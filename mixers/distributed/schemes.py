@@ -142,10 +142,10 @@ def by_heads(given: Operands, spread: Spread, dropout: float = 0.0) -> Tensor:
         sink=None if given.sink is None else given.sink.index_select(0, mine),
         dropout=dropout,
     )
-    return exchanged(_spread_again(mixed, spread), 2, 1, ranks)
+    return exchanged(spread_again(mixed, spread), 2, 1, ranks)
 
 
-def _spread_again(whole: Tensor, spread: Spread) -> Tensor:
+def spread_again(whole: Tensor, spread: Spread) -> Tensor:
     """Tokens in the order of the processes that have them, the last one again at places that are of none."""
     part, P = part_size(spread.queries, spread.ranks.size, spread.layout), spread.ranks.size
     places = torch.arange(part * P, device=whole.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -122,6 +123,17 @@ class LongShortMixer(Mixer):
             size = spec.head_dim * (spec.kv_heads if config.dual_norm == "paper" else 1)
             self.window_norm = nn.LayerNorm(size)
             self.summary_norm = nn.LayerNorm(size) if self.rank else None
+
+    def by_head(self) -> Mapping[str, Literal["heads", "kv_heads"]] | None:
+        """See Mixer.by_head: the paper's norms look at all heads together."""
+        if self.config.dual_norm == "paper":
+            return None
+        found: dict[str, Literal["heads", "kv_heads"]] = {}
+        if self.pooling is not None:
+            found["pooling"] = "kv_heads"
+        if self.summary_bias is not None:
+            found["summary_bias"] = "heads"
+        return found
 
     @classmethod
     def supports(cls, spec: AttentionSpec, config: LongShort) -> Unsupported | None:

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from datetime import timedelta
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +80,7 @@ def refused(folder, folders=None):
 
 def one_leaves(folder, how):
     """An error on those who stay, where process 1 ends or stops in the middle of a call."""
-    rank, model = torch.distributed.get_rank(), load_partition(folder)
+    rank, model = torch.distributed.get_rank(), load_partition(folder, timeout=timedelta(seconds=6))
     model(**inputs(12))
     if rank == 1:
         if how == "killed":

@@ -10,8 +10,15 @@ from processes import Processes
 from remixer.export import partition
 
 
-@pytest.mark.parametrize("scheme", ["all_gather", "ring"])
-@pytest.mark.parametrize("how", ["killed", "hung"])
+@pytest.mark.parametrize(
+    ("how", "scheme"),
+    [
+        ("killed", "all_gather"),
+        ("hung", "ring"),
+        pytest.param("killed", "ring", marks=pytest.mark.slow),
+        pytest.param("hung", "all_gather", marks=pytest.mark.slow),
+    ],
+)
 def test_it_is_named_on_all_others(tmp_path, scheme, how):
     torch.manual_seed(0)
     small = remixer.remix(Reader(layers=1).eval(), "distributed", inputs())

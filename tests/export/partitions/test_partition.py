@@ -10,6 +10,7 @@ import torch
 from reader import Reader, inputs
 
 import remixer
+from remixer import LongShort, Toeplitz
 from remixer.export import PartitionError, partition
 from remixer.testing import assert_close
 
@@ -132,3 +133,23 @@ def test_what_can_not_be_spread_is_refused(small):
         partition(small, 2, strategy="stages")
     with pytest.raises(ValueError, match="there is no folder"):
         partition(small, 2).save("/nowhere/parts")
+
+
+def test_other_mixers_go_by_their_heads(processes, tmp_path):
+    scheme = "ring"
+    torch.manual_seed(0)
+    choice = {"attention": LongShort(window=6, segment=2, rank=2), "*": Toeplitz(gate="value")}
+    small = remixer.remix(Reader().eval(), choice, inputs())
+    for name, weight in small.named_parameters():
+        if "mixer" in name:
+            torch.nn.init.normal_(weight, std=0.3)  # no head like another
+    small.eval()
+    part = partition(small, 4, scheme=scheme)
+    assert part.plan.gathered == ()
+    part.save(tmp_path / "parts")
+    shapes = [(12, 2), (7, 1), (3, 2), (33, 3)]
+    for found in processes(4)(reader.outputs, tmp_path / "parts", *shapes):
+        for shape, got in zip(shapes, found, strict=True):
+            assert_close(got, dict(small(**inputs(*shape))))
+    three = partition(small, 3, scheme=scheme).plan  # which four heads can't be spread over
+    assert any("'long_short' runs on the whole sequence" in told for told in three.gathered)

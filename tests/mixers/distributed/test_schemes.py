@@ -43,9 +43,8 @@ def limit(dtype):
     return {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("name", "size"), [*((name, 4) for name in CASES), ("causal", 2), ("left padding, mean", 3)])
 @pytest.mark.parametrize("scheme", [*SCHEMES, "auto"])
-@pytest.mark.parametrize("name", CASES)
 def test_it_is_attention_in_one_process(processes, name, scheme, size):
     spec, padding = spec_of(name)
     why = None if scheme == "auto" else refusal(scheme, Task(spec, 1, 1, 1, size))
@@ -91,3 +90,17 @@ def test_the_comparison_can_fail(processes):
     spec, padding = spec_of("causal")
     call = (in_processes.differences, spec, "ring", 2, 16, 16, padding, torch.float64)
     assert all(max(found.values()) > 1e-3 for found in processes(2)(in_processes.with_fault, *call))
+
+
+def test_operators_of_older_torch(processes):
+    spec, padding = spec_of("causal")
+    for scheme in ("all_gather", "ulysses", "replicated"):
+        call = (in_processes.differences, spec, scheme, 2, 13, 13, padding, torch.float64)
+        for found in processes(4)(in_processes.as_before_2_13, *call):
+            assert max(found.values()) <= limit(torch.float64), found
+
+
+def test_the_gradient_of_a_sum_over_processes(processes):
+    """Of 4 losses (1 + 2 + 3 + 4)^2, by each part."""
+    assert processes(4)(in_processes.totals) == [80.0] * 4
+    assert processes(4)(in_processes.as_before_2_13, in_processes.totals) == [80.0] * 4

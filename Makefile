@@ -66,7 +66,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/onnx_encoder.py
 	$(BIN)/python benchmarks/onnx_decoder.py
 	$(BIN)/python benchmarks/distributed.py
-	$(BIN)/python benchmarks/distributed_volumes.py
+	$(BIN)/python benchmarks/distributed_volumes.py --hops 512
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/tables.py
 

@@ -28,8 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from remixer.mixers import AttentionSpec
-from remixer.mixers.distributed import Machine, Task, cost
-from remixer.mixers.distributed import ring as ring_module
+from remixer.mixers.distributed import Machine, Task, cost, pieces, ring
 from remixer.mixers.distributed.cost import SCHEMES as NAMES
 from remixer.mixers.distributed.cost import Scheme, layout_of, refusal
 from remixer.mixers.distributed.ranks import ranks_of
@@ -98,8 +97,8 @@ def counted(scheme: Scheme, spec: AttentionSpec, tokens: int, size: int) -> Coun
             given = [torch.empty(1, each, part, spec.head_dim, dtype=torch.bfloat16) for each in heads]
             with Counted() as count:
                 if scheme == "ring":  # as the operator does it: from outside nobody sees into it
-                    ring = ring_module.ring_of(spec, tokens, layout, spread.ranks)
-                    ring_module.attend_around(*given, None, None, *ring)
+                    options = pieces.ring_of(spec, tokens, layout, spread.ranks)
+                    ring.attend_around(*given, None, None, *options)
                 else:
                     SCHEMES[scheme](Operands(*given), spread)
             return count
@@ -112,9 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
-    parser.add_argument(
-        "--hops", type=int, default=64, help="rings of more processes are not counted hop by hop"
-    )
+    parser.add_argument("--hops", type=int, default=64, help="rings of more processes are not counted hop by hop")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "distributed_volumes.json")
     options = parser.parse_args()
     console, rows = Console(width=130), []

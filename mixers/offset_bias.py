@@ -143,18 +143,20 @@ def existing_places(exist: Tensor) -> Tensor:
     return exist.long().cumsum(1)
 
 
-def dense_bias(bias: Tensor, tokens: int, exist: Tensor | None = None) -> Tensor:
-    """The bias of every pair of tokens.
+def dense_bias(bias: Tensor, tokens: int, exist: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    """The bias of every pair of tokens, or of some queries and every key.
 
     Args:
         bias: (H, 2 T - 1).
         tokens: T.
         exist: (B, T) bool, if offsets count only keys that exist.
+        rows: (n,) int64, which queries; None for all.
 
     Returns:
-        (B or 1, H, T, T).
+        (B or 1, H, T or n, T).
     """
-    if exist is None and not torch.compiler.is_compiling():
+    if exist is None and rows is None and not torch.compiler.is_compiling():
         return bias.unfold(1, tokens, 1).flip(1)[None]  # a graph would hold the size of an unfold as a constant
     place = torch.arange(tokens, device=bias.device)[None] if exist is None else existing_places(exist)
-    return bias_at(bias, place[:, None] - place[..., None], tokens).transpose(0, 1)
+    asking = place if rows is None else place.index_select(1, rows)
+    return bias_at(bias, place[:, None] - asking[..., None], tokens).transpose(0, 1)

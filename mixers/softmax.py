@@ -99,43 +99,7 @@ def attend(
     return F.dropout(weights, dropout) @ value
 
 
-def attend_by_offset(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor,
-    padding: Tensor | None,
-    *,
-    spec: AttentionSpec,
-    dropout: float = 0.0,
-    sink: Tensor | None = None,
-) -> Tensor:
-    """Attention with an offset bias, through the dense one that it stands for.
-
-    Args:
-        query: (B, H, T, D).
-        key: (B, G, T, D).
-        value: (B, G, T, E).
-        bias: (H, 2 T - 1).
-        padding: (B, T) bool, or None.
-        spec: of the attention.
-        dropout: probability with which weights are dropped.
-        sink: (H,), or None; see `attend`.
-
-    Returns:
-        (B, H, T, E).
-    """
-    T = query.shape[2]
-    allowed, hiding = allowed_keys(spec, T, T, padding, query.device), added_mask(spec, T, T, padding, query)
-    mask = dense_bias(bias, T, padding if spec.skips_padding else None).to(query.dtype)
-    if allowed is None or hiding is None:
-        return attend(query, key, value, mask, spec=spec, dropout=dropout, sink=sink)
-    hidden = mask + hiding if spec.dead_rows == "all" else hiding
-    mixed = attend(query, key, value, torch.where(allowed, mask, hidden), spec=spec, dropout=dropout, sink=sink)
-    return mixed.masked_fill(~allowed.any(-1, keepdim=True), 0.0) if spec.dead_rows == "zero" else mixed
-
-
-def attend_whole(
+def exact_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -145,32 +109,47 @@ def attend_whole(
     bias: Tensor | None = None,
     sink: Tensor | None = None,
     dropout: float = 0.0,
+    rows: Tensor | None = None,
+    queries: int | None = None,
 ) -> Tensor:
-    """All that a spec says.
+    """All that a spec says, of all queries or of some of them.
 
     Args:
-        query: (B, H, T, D).
+        query: (B, H, n, D), n being T if these are all.
         key: (B, G, S, D).
         value: (B, G, S, E).
         spec: of the attention.
         padding: (B, S) bool, or None.
-        bias: by offset or dense, see Mixer.forward; a dense one carries the whole mask and is used as it is.
+        bias: by offset, (H, 2 T - 1); or dense, broadcastable to (B, H, n, S), which carries the whole mask and is used
+            as it is; or None.
         sink: (H,), or None.
         dropout: probability with which weights are dropped.
+        rows: (n,) int64, which of the queries these are; None for all.
+        queries: T, if these are not all.
 
     Returns:
-        (B, H, T, E).
+        (B, H, n, E).
     """
-    if bias is not None and spec.bias == "offset":
-        return attend_by_offset(query, key, value, bias, padding, spec=spec, dropout=dropout, sink=sink)
-    if bias is not None:
-        return attend(query, key, value, bias, spec=spec, dropout=dropout, sink=sink)
-    plain = spec.causal and not spec.windowed and padding is None
-    if plain and spec.alignment == "start":
-        return attend(query, key, value, None, spec=spec, causal=True, dropout=dropout, sink=sink)
-    make = (spec, query.shape[2], key.shape[2], padding)
-    mask = allowed_keys(*make, query.device) if spec.dead_rows == "zero" else added_mask(*make, query)
-    return attend(query, key, value, mask, spec=spec, dropout=dropout, sink=sink)
+    rest = {"spec": spec, "dropout": dropout, "sink": sink}
+    if bias is not None and spec.bias == "dense":
+        return attend(query, key, value, bias, **rest)  # type: ignore[arg-type]
+    T = query.shape[2] if queries is None else queries
+    plain = bias is None and spec.causal and not spec.windowed and spec.alignment == "start"
+    if plain and padding is None and rows is None:
+        return attend(query, key, value, None, causal=True, **rest)  # type: ignore[arg-type]
+    given = (spec, T, key.shape[2], padding)
+    if bias is None and spec.dead_rows == "zero":
+        return attend(query, key, value, allowed_keys(*given, query.device, rows), **rest)  # type: ignore[arg-type]
+    hiding = added_mask(*given, query, rows)
+    if bias is None:
+        return attend(query, key, value, hiding, **rest)  # type: ignore[arg-type]
+    added = dense_bias(bias, T, padding if spec.skips_padding else None, rows).to(query.dtype)
+    allowed = allowed_keys(*given, query.device, rows)
+    if allowed is None or hiding is None:
+        return attend(query, key, value, added, **rest)  # type: ignore[arg-type]
+    mask = torch.where(allowed, added, added + hiding if spec.dead_rows == "all" else hiding)
+    mixed = attend(query, key, value, mask, **rest)  # type: ignore[arg-type]
+    return mixed.masked_fill(~allowed.any(-1, keepdim=True), 0.0) if spec.dead_rows == "zero" else mixed
 
 
 @dataclass(frozen=True)
@@ -217,7 +196,9 @@ class Softmax(Mixer):
         assert key is not None
         assert value is not None
         dropout = self.spec.dropout if self.training else 0.0
-        return attend_whole(query, key, value, spec=self.spec, padding=padding, bias=bias, sink=sink, dropout=dropout)
+        return exact_attention(
+            query, key, value, spec=self.spec, padding=padding, bias=bias, sink=sink, dropout=dropout
+        )
 
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
         """See Mixer.initial_state: no key yet, of a window as many as it reaches back to, which don't exist.

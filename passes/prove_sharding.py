@@ -12,8 +12,17 @@ from torch.utils import _pytree as pytree
 from remixer.mixers import Softmax
 from remixer.mixers.distributed.layout import in_order, part_size, places_of
 from remixer.passes.errors import ShardError
-from remixer.passes.shard_sequence import SPREAD, own_tokens, tokens_of
-from remixer.passes.spread_tokens import HeadsMixer, SpreadAttention, WholeMixer, part_of, sum_of, token_of, whole_of
+from remixer.passes.shard_sequence import SPREAD, tokens_of
+from remixer.passes.spread_tokens import (
+    HeadsMixer,
+    SpreadAttention,
+    WholeMixer,
+    own_tokens,
+    part_of,
+    sum_of,
+    token_of,
+    whole_of,
+)
 from remixer.rewrite.agreement import NotRunError, run
 from remixer.rewrite.elsewhere import example_at, is_mask, sizes_of_example
 from remixer.rewrite.inputs import Call, tensors_in

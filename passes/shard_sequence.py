@@ -24,7 +24,16 @@ from remixer.passes.base import Pass
 from remixer.passes.errors import ShardError
 from remixer.passes.sharded_operators import rows_in, spread_dim, takes_all
 from remixer.passes.sites import Site, sites_of
-from remixer.passes.spread_tokens import HeadsMixer, SpreadAttention, WholeMixer, part_of, sum_of, token_of, whole_of
+from remixer.passes.spread_tokens import (
+    HeadsMixer,
+    SpreadAttention,
+    WholeMixer,
+    own_tokens,
+    part_of,
+    sum_of,
+    token_of,
+    whole_of,
+)
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Miss, module_path
 from remixer.rewrite.program import Program, expression, shape_of
@@ -107,7 +116,6 @@ class _Sharding:
         self.dims: dict[fx.Node, int] = {}
         self.parts: dict[tuple[fx.Node, int], fx.Node] = {}
         self.wholes: dict[fx.Node, fx.Node] = {}
-        self.local: dict[fx.Node, fx.Node] = {}
         self.sites = {site.node: site for site in sites_of(editor.program)}
         self.count: fx.Node | None = None
 
@@ -128,8 +136,7 @@ class _Sharding:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 2:
             dim = self._tokens_in(node)
             if dim is not None:
-                after = next(each for each in self._after_inputs())
-                part = self._part(node, dim, after)
+                part = self._part(node, dim, self._after_inputs()[0])
                 for user in list(node.users):
                     if user is not part and user.target is not aten.sym_size.int:
                         self.editor.read(user, node, part)
@@ -183,16 +190,10 @@ class _Sharding:
 
     def _local_sizes(self, node: fx.Node, spread: fx.Node) -> None:
         """Sizes that are arguments, such as those of a view, count the own tokens only."""
-
-        def local(each: fx.Node) -> fx.Node:
-            value = each.meta.get("val")
-            if not isinstance(value, torch.SymInt) or not expression(value).free_symbols & self.tokens.free_symbols:
-                return each
-            return self._local_size(each, spread, node)
-
-        args, kwargs = map_arg((node.args, node.kwargs), local)
-        if (args, kwargs) != (node.args, node.kwargs):
-            node.args, node.kwargs = args, kwargs
+        for size in node.all_input_nodes:
+            value = size.meta.get("val")
+            if isinstance(value, torch.SymInt) and expression(value).free_symbols & self.tokens.free_symbols:
+                self.editor.read(node, size, self._local_size(size, spread, node))
 
     def _local_size(self, size: fx.Node, spread: fx.Node, before: fx.Node) -> fx.Node:
         """A size of the whole sequence as one of the part."""
@@ -202,8 +203,7 @@ class _Sharding:
             rows = rows_in((shape_of(spread) or ())[dim], self.tokens)
             if rows == 1:
                 return self.editor.call(aten.sym_size.int, spread, dim, before=before, fake=size.meta["val"])
-            own = self.editor.call(own_tokens, self._count(before), *self.where, before=before, fake=size.meta["val"])
-            return own
+            return self.editor.call(own_tokens, self._count(before), *self.where, before=before, fake=size.meta["val"])
         if size.op != "call_function" or size.target is aten.sym_size.int:
             raise ShardError(f"cannot shard the sequence: {before.name} takes a size of {found}, made of the tokens'")
         args = map_arg(
@@ -262,7 +262,7 @@ class _Sharding:
         new = self.editor.call(
             function, operand, *args, self._count(node), *self.where, before=node, fake=node.meta["val"]
         )
-        node.replace_all_uses_with(new)
+        self.editor.replace(node, new)
 
     def _site(self, site: Site) -> None:
         node, mixer = site.node, site.mixer
@@ -344,11 +344,3 @@ class _Sharding:
                     value = node.meta["val"].shape[dim]
                     return self.editor.call(aten.sym_size.int, node, dim, before=before, fake=value)
         raise ShardError(f"cannot shard the sequence: no input has a size of {self.tokens}, the tokens'")
-
-
-def own_tokens(tokens: int, mesh_dim: str, layout: Layout) -> int:
-    """How many places this process has."""
-    from remixer.mixers.distributed.layout import part_size
-    from remixer.mixers.distributed.ranks import ranks_of
-
-    return part_size(tokens, ranks_of(mesh_dim).size, layout)

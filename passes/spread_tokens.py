@@ -22,6 +22,11 @@ from remixer.mixers.distributed.schemes import SCHEMES, Operands, Spread
 from remixer.mixers.spec import AttentionSpec
 
 
+def own_tokens(tokens: int, mesh_dim: str, layout: Layout) -> int:
+    """How many places this process has for so many tokens."""
+    return part_size(tokens, ranks_of(mesh_dim).size, layout)
+
+
 def part_of(whole: Tensor, dim: int, tokens: int, mesh_dim: str, layout: Layout) -> Tensor:
     """This process's tokens of all. A place that is of none holds the last token.
 

@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.interp import sympy_interp
@@ -161,10 +162,10 @@ class MixerFunction:
                 found = expression(known_as)
                 if isinstance(found, sympy.Symbol):
                     known.setdefault(found, size)
-                elif found.is_Integer and isinstance(size, torch.SymInt):
+                elif found.is_Integer and not _is(size, int(found)):
                     raise ExportError(
                         f"cannot export {type(self.module).__name__}: torch.export makes size {dim} of "
-                        f"{node.name} always {found}, which differs from run to run in the whole model"
+                        f"{node.name} always {found}, which is {size} in the whole model"
                     )
         return [[_evaluated(expression(size), known) for size in value.shape] for value in outputs]
 
@@ -252,6 +253,13 @@ def _recorded(module: fx.GraphModule) -> dict[str, Call]:
 def _fixed(size: int, other: _Size) -> int | None:
     """A size that is always the same, or None."""
     return size if isinstance(other, int) and size == other else None
+
+
+def _is(size: _Size, number: int) -> bool:
+    """Whether a size is a number: as far as symbols can tell. What is wrong then shows where the file is tried."""
+    if isinstance(size, int) or isinstance(expression(size), sympy.Symbol):
+        return bool(statically_known_true(size == number))
+    return bool(size.node.hint == number)  # such as (4 (T B // B)) // T, of a view that reckoned with two batches
 
 
 def _evaluated(size: sympy.Expr, known: dict[sympy.Symbol, _Size]) -> _Size:

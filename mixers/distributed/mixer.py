@@ -13,10 +13,9 @@ from remixer.mixers.distributed.cost import SCHEMES as NAMES
 from remixer.mixers.distributed.cost import Choice, Task, choose, layout_of, refusal
 from remixer.mixers.distributed.layout import own_places
 from remixer.mixers.distributed.ranks import Ranks, ranks_of
-from remixer.mixers.distributed.rows import attend_rows
 from remixer.mixers.distributed.schemes import SCHEMES, Operands, Spread
 from remixer.mixers.registry import register
-from remixer.mixers.softmax import Softmax, attend_whole
+from remixer.mixers.softmax import Softmax, exact_attention
 from remixer.mixers.spec import AttentionSpec
 
 
@@ -157,11 +156,11 @@ def _replicated(given: Operands, spread: Spread, dropout: float) -> Tensor:
     if spec.kv_heads % ranks.size == 0:
         return gathered(_some_heads(given, spec, ranks, dropout), 1, ranks)
     own = _parts(given, spread)
-    mixed = attend_rows(
+    mixed = exact_attention(
         own.query,
         given.key,
         given.value,
-        spread.own(given.query, spread.queries).clamp(max=spread.queries - 1),
+        rows=spread.own(given.query, spread.queries).clamp(max=spread.queries - 1),
         spec=spec,
         queries=spread.queries,
         padding=given.padding,
@@ -179,7 +178,7 @@ def _some_heads(given: Operands, spec: AttentionSpec, ranks: Ranks, dropout: flo
     if bias is not None:
         dim = 0 if spec.bias == "offset" else bias.dim() - 3
         bias = bias if dim < 0 or bias.shape[dim] == 1 else bias.index_select(dim, mine)
-    return attend_whole(
+    return exact_attention(
         given.query.index_select(1, mine),
         given.key.index_select(1, theirs),
         given.value.index_select(1, theirs),

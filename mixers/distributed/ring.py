@@ -6,61 +6,34 @@ all. Each piece of keys that no query of a process may see is skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from remixer.mixers.distributed.blocks import (
     Found,
-    Scoring,
     attend_block,
     block_gradients,
     evenly_gradients,
     merged,
     nothing,
 )
-from remixer.mixers.distributed.layout import Layout, pieces_of, places_of
+from remixer.mixers.distributed.layout import Layout, places_of
+from remixer.mixers.distributed.pieces import (
+    HIDDEN,
+    Ring,
+    add_by_offset,
+    kind_of,
+    mask_between,
+    ring_of,
+    slices_of,
+    values_of_keys,
+)
 from remixer.mixers.distributed.ranks import Ranks, rank_in
-from remixer.mixers.offset_bias import bias_at
+from remixer.mixers.distributed.rotation import hops, moved
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.spec import AttentionSpec
-
-FAR = -1  # in place of a bound that a window doesn't have
-
-
-class Ring(NamedTuple):
-    """What an operator's schema can hold of an attention and its ring.
-
-    Attributes:
-        scale: factor on the scores.
-        softcap: of the scores, or 0.
-        causal: queries see no key after them.
-        left: how many tokens before itself a query sees, or FAR.
-        right: how many after it, or FAR.
-        mean: whether queries that see nothing give the mean of all values, else 0.
-        keys: S, how many keys there are in all; places beyond are of none.
-        layout: how tokens are spread.
-        size: P.
-        group: the process group's name.
-    """
-
-    scale: float
-    softcap: float
-    causal: bool
-    left: int
-    right: int
-    mean: bool
-    keys: int
-    layout: str
-    size: int
-    group: str
-
-    @property
-    def scoring(self) -> Scoring:
-        """How scores are made."""
-        return Scoring(self.scale, self.softcap or None)
 
 
 def ring_attention(
@@ -97,23 +70,6 @@ def ring_attention(
     return mixed
 
 
-def ring_of(spec: AttentionSpec, keys: int, layout: Layout, ranks: Ranks) -> Ring:
-    """The ring of an attention over so many keys."""
-    left, right = (FAR if bound is None else bound for bound in spec.window)
-    return Ring(
-        spec.scale,
-        spec.softcap or 0.0,
-        spec.causal,
-        left,
-        FAR if spec.causal else right,
-        spec.dead_rows == "mean",
-        keys,
-        layout,
-        ranks.size,
-        ranks.name,
-    )
-
-
 def attend_around(
     query: Tensor,
     key: Tensor,
@@ -139,20 +95,22 @@ def attend_around(
     ring = Ring(scale, softcap, causal, left, right, mean, keys, layout, size, group)
     dtype = at_least_float32(query.dtype)
     rank, rows = rank_in(group), query.to(dtype)
-    found = [nothing(rows[:, :, piece], value) for piece in _slices(query.shape[2], layout)]
+    found = [nothing(rows[:, :, piece], value) for piece in slices_of(query.shape[2], layout)]
     found = [Found(*(each.to(dtype) for each in one)) for one in found]
     values = torch.zeros_like(value[:, :, 0], dtype=dtype)
-    for source, (k, v, there) in _hops(ring, rank, [key, value, exist]):
+    for source, (k, v, there) in hops(ring, rank, [key, value, exist]):
         k, v = k.to(dtype), v.to(dtype)
-        for mine, cut in enumerate(_slices(query.shape[2], layout)):
-            for theirs, other in enumerate(_slices(key.shape[2], layout)):
-                mask = _mask(ring, bias, there, (rank, mine, query.shape[2]), (source, theirs, key.shape[2]), rows)
+        for mine, cut in enumerate(slices_of(query.shape[2], layout)):
+            for theirs, other in enumerate(slices_of(key.shape[2], layout)):
+                mask = mask_between(
+                    ring, bias, there, (rank, mine, query.shape[2]), (source, theirs, key.shape[2]), rows
+                )
                 if mask is not HIDDEN:
-                    kind = _kind(mask)
-                    block = attend_block(rows[:, :, cut], k[:, :, other], v[:, :, other], scoring=ring.scoring, **kind)
+                    how = kind_of(mask)
+                    block = attend_block(rows[:, :, cut], k[:, :, other], v[:, :, other], scoring=ring.scoring, **how)
                     found[mine] = merged(found[mine], block)
         if mean:
-            values += _of_keys(ring, source, v).sum(2)
+            values += values_of_keys(ring, source, v).sum(2)
     out, lse = torch.cat([each.out for each in found], 2), torch.cat([each.lse for each in found], 2)
     if mean:
         everywhere = (values / keys).repeat_interleave(query.shape[1] // key.shape[1], 1)
@@ -200,13 +158,13 @@ def gradients_around(
     of_bias = query.new_zeros(0, dtype=dtype) if bias is None else torch.zeros_like(bias, dtype=dtype)
     # What keys and values are asked for travels one hop behind them, and one hop more, home.
     travelling = [torch.zeros_like(key, dtype=dtype), torch.zeros_like(value, dtype=dtype)]
-    for source, (k, v, there) in _hops(ring, rank, [key, value, exist]):
+    for source, (k, v, there) in hops(ring, rank, [key, value, exist]):
         k, v = k.to(dtype), v.to(dtype)
-        for mine, cut in enumerate(_slices(query.shape[2], layout)):
+        for mine, cut in enumerate(slices_of(query.shape[2], layout)):
             whole = Found(given[:, :, cut], lse[:, :, cut])
-            for theirs, other in enumerate(_slices(key.shape[2], layout)):
+            for theirs, other in enumerate(slices_of(key.shape[2], layout)):
                 places = (rank, mine, query.shape[2]), (source, theirs, key.shape[2])
-                mask = _mask(ring, bias, there, *places, rows)
+                mask = mask_between(ring, bias, there, *places, rows)
                 if mask is HIDDEN:
                     continue
                 asked = block_gradients(
@@ -217,20 +175,20 @@ def gradients_around(
                     whole=whole,
                     scoring=ring.scoring,
                     of_mask=bias is not None,
-                    **_kind(mask),
+                    **kind_of(mask),
                 )
                 of_query[:, :, cut] += asked.query
                 travelling[0][:, :, other] += asked.key
                 travelling[1][:, :, other] += asked.value
                 if bias is not None and asked.mask is not None:
-                    _add_by_offset(of_bias, asked.mask, ring, *places)
+                    add_by_offset(of_bias, asked.mask, ring, *places)
         if evenly:
             weight = (places_of(source, key.shape[2], size, layout) < keys).to(rows) / keys
             asked = evenly_gradients(of_dead, rows, given, k, v, weight, ring.scoring)
             of_query += asked.query
             travelling[0] += asked.key
             travelling[1] += asked.value
-        travelling = _moved(travelling, ring, rank)
+        travelling = moved(travelling, ring, rank)
     of_key, of_value = travelling
     return of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype), of_bias
 
@@ -264,117 +222,3 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
 
 
 _ring_attention.register_autograd(_backward, setup_context=_save)
-
-
-HIDDEN, CAUSAL = object(), object()
-_Place = tuple[int, int, int]  # a process, which of its pieces, and how many places it has
-
-
-def _slices(part: int, layout: str) -> list[slice]:
-    """Where the pieces of a process lie in its tensors."""
-    return [slice(0, part)] if layout == "contiguous" else [slice(0, part // 2), slice(part // 2, part)]
-
-
-def _range(ring: Ring, place: _Place) -> range:
-    rank, piece, part = place
-    return pieces_of(rank, part, ring.size, ring.layout)[piece]
-
-
-def _mask(ring: Ring, bias: Tensor | None, exist: Tensor | None, mine: _Place, theirs: _Place, like: Tensor) -> Any:
-    """What is added to the scores of a piece of queries and one of keys.
-
-    None for nothing, HIDDEN if no key is seen, CAUSAL if they are the same tokens, and that is all.
-    """
-    rows, columns = _range(ring, mine), _range(ring, theirs)
-    nearest, furthest = columns.start - (rows.stop - 1), columns.stop - 1 - rows.start  # the least and largest offset
-    after = 0 if ring.causal else ring.right
-    if columns.start >= ring.keys or (after != FAR and nearest > after) or (ring.left != FAR and furthest < -ring.left):
-        return HIDDEN
-    device, dtype = like.device, like.dtype
-    near = ring.left == FAR or nearest >= -ring.left
-    if ring.causal and rows == columns and near and bias is None and exist is None and columns.stop <= ring.keys:
-        return CAUSAL
-    places = torch.arange(columns.start, columns.stop, device=device)
-    offset = places - torch.arange(rows.start, rows.stop, device=device)[:, None]
-    hidden = None
-    if columns.stop > ring.keys:
-        hidden = (places >= ring.keys)[None]
-    for outside in (
-        offset > after if after != FAR and furthest > after else None,
-        offset < -ring.left if ring.left != FAR and nearest < -ring.left else None,
-    ):
-        hidden = outside if hidden is None else hidden if outside is None else hidden | outside
-    hidden = None if hidden is None else hidden[None, None]
-    if exist is not None:
-        gone = ~exist[:, None, None, _slices(theirs[2], ring.layout)[theirs[1]]]
-        hidden = gone if hidden is None else hidden | gone
-    if bias is None and hidden is None:
-        return None
-    added = (
-        torch.zeros((), dtype=dtype, device=device)
-        if bias is None
-        else bias_at(bias, offset, ring.keys).to(dtype)[None]
-    )
-    whole = added if hidden is None else torch.where(hidden, -torch.inf, added)
-    return whole.expand(*whole.shape[:2], len(rows), len(columns))
-
-
-def _kind(mask: Any) -> dict[str, Any]:
-    """What `_mask` found, as `attend_block` takes it."""
-    return {"mask": None, "causal": True} if mask is CAUSAL else {"mask": mask, "causal": False}
-
-
-def _add_by_offset(total: Tensor, of_scores: Tensor, ring: Ring, mine: _Place, theirs: _Place) -> None:
-    """Add gradients of scores (B, H, n, m) up by offset: total (H, 2 S - 1)."""
-    rows, columns = _range(ring, mine), _range(ring, theirs)
-    device = total.device
-    offset = (
-        torch.arange(columns.start, columns.stop, device=device)
-        - torch.arange(rows.start, rows.stop, device=device)[:, None]
-    )
-    places = (offset + ring.keys - 1).clamp(0, 2 * ring.keys - 2).flatten()
-    total.index_add_(1, places, of_scores.sum(0).flatten(1))
-
-
-def _of_keys(ring: Ring, source: int, values: Tensor) -> Tensor:
-    """The values (B, G, m, E) of a process, zero at places that are of no key."""
-    part = values.shape[2]
-    places = places_of(source, part, ring.size, ring.layout)
-    return values * (places < ring.keys).to(values)[:, None]
-
-
-def _hops(ring: Ring, rank: int, tensors: list[Tensor | None]) -> Iterator[tuple[int, list[Any]]]:
-    """Whose tensors are here, and these, hop by hop: those of the next hop are on their way meanwhile."""
-    here = tensors
-    for hop in range(ring.size):
-        coming = _sent(here, ring, rank) if hop < ring.size - 1 else None
-        yield (rank - hop) % ring.size, here
-        if coming is not None:
-            here = _arrived(coming, here)
-
-
-def _sent(tensors: list[Tensor | None], ring: Ring, rank: int) -> Tensor:
-    """All tensors in one piece on their way to the next process; what comes is of the one before."""
-    flat = torch.cat([each.contiguous().view(torch.uint8).flatten() for each in tensors if each is not None])
-    to, from_ = ([0] * ring.size, [0] * ring.size)
-    to[(rank + 1) % ring.size], from_[(rank - 1) % ring.size] = len(flat), len(flat)
-    coming: Tensor = torch.ops._c10d_functional.all_to_all_single(flat, from_, to, ring.group)
-    return coming
-
-
-def _arrived(coming: Tensor, like: list[Tensor | None]) -> list[Tensor | None]:
-    flat = torch.ops._c10d_functional.wait_tensor(coming)
-    found: list[Tensor | None] = []
-    for each in like:
-        if each is None:
-            found.append(None)
-            continue
-        size = each.numel() * each.element_size()
-        found.append(flat[:size].clone().view(each.dtype).view(each.shape))
-        flat = flat[size:]
-    return found
-
-
-def _moved(tensors: list[Tensor], ring: Ring, rank: int) -> list[Tensor]:
-    given: list[Tensor | None] = list(tensors)
-    return [each for each in _arrived(_sent(given, ring, rank), given) if each is not None]

@@ -14,8 +14,7 @@ from remixer.mixers.distributed.collectives import exchanged, gathered
 from remixer.mixers.distributed.layout import Layout, in_order, own_places, part_size
 from remixer.mixers.distributed.ranks import Ranks
 from remixer.mixers.distributed.ring import ring_attention
-from remixer.mixers.distributed.rows import attend_rows
-from remixer.mixers.softmax import attend_whole, repeat_heads
+from remixer.mixers.softmax import exact_attention, repeat_heads
 from remixer.mixers.spec import AttentionSpec
 
 
@@ -78,11 +77,11 @@ def by_gathering(given: Operands, spread: Spread, dropout: float = 0.0) -> Tenso
     key, value = (spread.whole(each, 2, spread.keys) for each in (given.key, given.value))
     padding = None if given.padding is None else spread.whole(given.padding.to(torch.uint8), 1, spread.keys).bool()
     rows = spread.own(given.query, spread.queries).clamp(max=spread.queries - 1)
-    return attend_rows(
+    return exact_attention(
         given.query,
         key,
         value,
-        rows,
+        rows=rows,
         spec=spread.spec,
         queries=spread.queries,
         padding=padding,
@@ -132,7 +131,7 @@ def by_heads(given: Operands, spread: Spread, dropout: float = 0.0) -> Tensor:
     elif bias is not None:
         bias = spread.whole(bias, bias.dim() - 2, spread.queries) if given.by_row else bias
         bias = bias if bias.dim() < 3 or bias.shape[-3] == 1 else bias.index_select(bias.dim() - 3, mine)
-    mixed = attend_whole(
+    mixed = exact_attention(
         query,
         key,
         value,

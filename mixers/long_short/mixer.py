@@ -24,7 +24,7 @@ from remixer.mixers.long_short.summaries import pool
 from remixer.mixers.long_short.tiled_attention import mix_with_retrieved
 from remixer.mixers.masks import allowed_keys, existing_tokens
 from remixer.mixers.registry import register
-from remixer.mixers.softmax import attend, attend_by_offset
+from remixer.mixers.softmax import attend, exact_attention
 from remixer.mixers.spec import AttentionSpec
 
 
@@ -181,7 +181,9 @@ class LongShortMixer(Mixer):
             # Nothing is left for summaries to stand for: this is the attention itself.
             if bias is not None:
                 silent = replace(spec, dead_rows="zero")
-                return attend_by_offset(query, near_key, near_value, bias, padding, spec=silent, dropout=dropout)
+                return exact_attention(
+                    query, near_key, near_value, spec=silent, padding=padding, bias=bias, dropout=dropout
+                )
             plain = spec.causal and not spec.windowed and padding is None
             mask = None if plain else allowed_keys(spec, T, T, padding, query.device)
             return attend(query, near_key, near_value, mask, spec=spec, causal=plain, dropout=dropout)

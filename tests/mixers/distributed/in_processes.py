@@ -123,14 +123,14 @@ def counted():
 
 def with_fault(function, *args):
     """What a function gives where one process skips what it should have sent."""
-    from remixer.mixers.distributed import ring
+    from remixer.mixers.distributed import rotation
 
-    kept = ring._arrived
-    ring._arrived = lambda coming, like: [None if each is None else each * 0 for each in kept(coming, like)]
+    kept = rotation.arrived
+    rotation.arrived = lambda coming, like: [None if each is None else each * 0 for each in kept(coming, like)]
     try:
         return function(*args)
     finally:
-        ring._arrived = kept
+        rotation.arrived = kept
 
 
 def as_before_2_13(function, *args):

@@ -1,0 +1,146 @@
+"""Pieces of the queries of one process, and of the keys of another, as a ring lets them meet."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from remixer.mixers.distributed.blocks import Scoring
+from remixer.mixers.distributed.layout import Layout, pieces_of, places_of
+from remixer.mixers.distributed.ranks import Ranks
+from remixer.mixers.offset_bias import bias_at
+from remixer.mixers.spec import AttentionSpec
+
+FAR = -1  # in place of a bound that a window doesn't have
+
+
+class Ring(NamedTuple):
+    """What an operator's schema can hold of an attention and its ring.
+
+    Attributes:
+        scale: factor on the scores.
+        softcap: of the scores, or 0.
+        causal: queries see no key after them.
+        left: how many tokens before itself a query sees, or FAR.
+        right: how many after it, or FAR.
+        mean: whether queries that see nothing give the mean of all values, else 0.
+        keys: S, how many keys there are in all; places beyond are of none.
+        layout: how tokens are spread.
+        size: P.
+        group: the process group's name.
+    """
+
+    scale: float
+    softcap: float
+    causal: bool
+    left: int
+    right: int
+    mean: bool
+    keys: int
+    layout: str
+    size: int
+    group: str
+
+    @property
+    def scoring(self) -> Scoring:
+        """How scores are made."""
+        return Scoring(self.scale, self.softcap or None)
+
+
+def ring_of(spec: AttentionSpec, keys: int, layout: Layout, ranks: Ranks) -> Ring:
+    """The ring of an attention over so many keys."""
+    left, right = (FAR if bound is None else bound for bound in spec.window)
+    return Ring(
+        spec.scale,
+        spec.softcap or 0.0,
+        spec.causal,
+        left,
+        FAR if spec.causal else right,
+        spec.dead_rows == "mean",
+        keys,
+        layout,
+        ranks.size,
+        ranks.name,
+    )
+
+
+HIDDEN, CAUSAL = object(), object()
+Place = tuple[int, int, int]  # a process, which of its pieces, and how many places it has
+
+
+def slices_of(part: int, layout: str) -> list[slice]:
+    """Where the pieces of a process lie in its tensors."""
+    return [slice(0, part)] if layout == "contiguous" else [slice(0, part // 2), slice(part // 2, part)]
+
+
+def places_in(ring: Ring, place: Place) -> range:
+    """The places in the sequence that a piece has."""
+    rank, piece, part = place
+    return pieces_of(rank, part, ring.size, ring.layout)[piece]
+
+
+def mask_between(
+    ring: Ring, bias: Tensor | None, exist: Tensor | None, mine: Place, theirs: Place, like: Tensor
+) -> Any:
+    """What is added to the scores of a piece of queries and one of keys.
+
+    None for nothing, HIDDEN if no key is seen, CAUSAL if they are the same tokens, and that is all.
+    """
+    rows, columns = places_in(ring, mine), places_in(ring, theirs)
+    nearest, furthest = columns.start - (rows.stop - 1), columns.stop - 1 - rows.start  # the least and largest offset
+    after = 0 if ring.causal else ring.right
+    if columns.start >= ring.keys or (after != FAR and nearest > after) or (ring.left != FAR and furthest < -ring.left):
+        return HIDDEN
+    device, dtype = like.device, like.dtype
+    near = ring.left == FAR or nearest >= -ring.left
+    if ring.causal and rows == columns and near and bias is None and exist is None and columns.stop <= ring.keys:
+        return CAUSAL
+    places = torch.arange(columns.start, columns.stop, device=device)
+    offset = places - torch.arange(rows.start, rows.stop, device=device)[:, None]
+    hidden = None
+    if columns.stop > ring.keys:
+        hidden = (places >= ring.keys)[None]
+    for outside in (
+        offset > after if after != FAR and furthest > after else None,
+        offset < -ring.left if ring.left != FAR and nearest < -ring.left else None,
+    ):
+        hidden = outside if hidden is None else hidden if outside is None else hidden | outside
+    hidden = None if hidden is None else hidden[None, None]
+    if exist is not None:
+        gone = ~exist[:, None, None, slices_of(theirs[2], ring.layout)[theirs[1]]]
+        hidden = gone if hidden is None else hidden | gone
+    if bias is None and hidden is None:
+        return None
+    added = (
+        torch.zeros((), dtype=dtype, device=device)
+        if bias is None
+        else bias_at(bias, offset, ring.keys).to(dtype)[None]
+    )
+    whole = added if hidden is None else torch.where(hidden, -torch.inf, added)
+    return whole.expand(*whole.shape[:2], len(rows), len(columns))
+
+
+def kind_of(mask: Any) -> dict[str, Any]:
+    """What `mask_between` found, as `attend_block` takes it."""
+    return {"mask": None, "causal": True} if mask is CAUSAL else {"mask": mask, "causal": False}
+
+
+def add_by_offset(total: Tensor, of_scores: Tensor, ring: Ring, mine: Place, theirs: Place) -> None:
+    """Add gradients of scores (B, H, n, m) up by offset: total (H, 2 S - 1)."""
+    rows, columns = places_in(ring, mine), places_in(ring, theirs)
+    device = total.device
+    offset = (
+        torch.arange(columns.start, columns.stop, device=device)
+        - torch.arange(rows.start, rows.stop, device=device)[:, None]
+    )
+    places = (offset + ring.keys - 1).clamp(0, 2 * ring.keys - 2).flatten()
+    total.index_add_(1, places, of_scores.sum(0).flatten(1))
+
+
+def values_of_keys(ring: Ring, source: int, values: Tensor) -> Tensor:
+    """The values (B, G, m, E) of a process, zero at places that are of no key."""
+    part = values.shape[2]
+    places = places_of(source, part, ring.size, ring.layout)
+    return values * (places < ring.keys).to(values)[:, None]

@@ -257,8 +257,17 @@ def largest_exponent(program, T):
     return max(math.log(max(b, 1) / max(a, 1), 4) for a, b in large)
 
 
+QUICKLY_EXPORTED = (12, 8, 5, 128)  # windows of the Long-Shorts whose export is always tried; others take long
+EXPORTED = [
+    pytest.param(
+        name, config, marks=pytest.mark.slow if name == "long_short" and config.window not in QUICKLY_EXPORTED else []
+    )
+    for name, config in CASES
+]
+
+
 @each_direction
-@each_case
+@pytest.mark.parametrize(("name", "config"), EXPORTED, ids=lambda x: x if isinstance(x, str) else repr(x)[:60])
 def test_export_at_any_length_with_the_order_it_declares(name, config, causal, monkeypatch):
     for module in ("memory", "retrieval"):  # enough for these lengths; every level costs the export a second
         monkeypatch.setattr(f"remixer.mixers.long_short.{module}.MOST_LEVELS", 7)

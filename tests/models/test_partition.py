@@ -13,7 +13,7 @@ from remixer.export import partition
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-import in_processes  # noqa: E402 - found by the line above
+import gradients_of_parts  # noqa: E402 - found by the line above
 
 from processes import Processes  # noqa: E402
 
@@ -61,6 +61,6 @@ def test_four_processes_give_what_one_gives(model, four, scheme, tmp_path):
         return
     part.save(tmp_path / "parts")
     files = (folder / "inputs.safetensors", folder / "wanted.safetensors")
-    for difference, name in four(in_processes.differences, tmp_path / "parts", *files):
+    for difference, name in four(gradients_of_parts.differences, tmp_path / "parts", *files):
         print(f"{scheme}: {difference:.2g} at {name}")
         assert difference < 1e-4, name

@@ -17,14 +17,17 @@ def load(name, attention):
     return (minilm if name == "minilm" else smollm2)(attention)[0]
 
 
-@pytest.fixture(scope="module", params=["minilm", "smollm2"])
-def name(request):
-    return request.param
+FORMS = [
+    ("minilm", "sdpa"),
+    ("minilm", "eager"),
+    ("smollm2", "sdpa"),
+    pytest.param(("smollm2", "eager"), marks=pytest.mark.slow),
+]
 
 
-@pytest.fixture(scope="module", params=["sdpa", "eager"])
-def original(request, name):
-    return load(name, request.param)
+@pytest.fixture(scope="module", params=FORMS, ids=lambda form: "-".join(form))
+def original(request):
+    return load(*request.param)
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def program_of(mixer="distributed", **options):
     return Program.of(remixer.remix(Reader(**options).eval(), mixer, inputs()))
 
 
-@pytest.mark.parametrize("scheme", ["all_gather", "ring", "ulysses"])
+@pytest.mark.parametrize("scheme", ["ring", "ulysses"])  # which spread tokens differently
 @pytest.mark.parametrize(
     "options",
     [{}, {"causal": True}, {"causal": True, "rotary": True}, {"counted": True}, {"flat": True, "rotary": True}],

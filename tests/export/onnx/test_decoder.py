@@ -54,7 +54,7 @@ MIXERS = {
     "dyadic": LongShort(window=8, segment=2, memory="dyadic", per_size=2),
     "toeplitz_by_head": Toeplitz(per="head", gate="query", normalise=False),
 }
-QUICK = 2
+QUICK = 1
 EACH = [pytest.param(name, marks=[] if i < QUICK else pytest.mark.slow) for i, name in enumerate(MIXERS)]
 
 

@@ -20,8 +20,13 @@ def _as_if_there_were_a_gpu(monkeypatch):
     monkeypatch.setitem(runtime.PROVIDERS, "cuda", "CPUExecutionProvider")
 
 
-def test_products_in_half_and_islands_in_single_precision(causal_model, inputs, tmp_path):
-    small = remixer.remix(causal_model, {"layers.0": LongShort(window=16, rank=4), "*": "toeplitz"}, inputs)
+@pytest.mark.parametrize(
+    "first",
+    ["softmax", pytest.param(LongShort(window=16, rank=4), marks=pytest.mark.slow)],
+    ids=["softmax", "long_short"],
+)
+def test_products_in_half_and_islands_in_single_precision(causal_model, inputs, tmp_path, first):
+    small = remixer.remix(causal_model, {"layers.0": first, "*": "toeplitz"}, inputs)
     path = tmp_path / "model.onnx"
     manifest = to_onnx(small, path, provider="cuda", precision="float16")
     assert manifest.inputs["x"]["dtype"] == manifest.outputs["states"]["dtype"] == "float"

@@ -14,7 +14,7 @@ from remixer.export import partition
     ("how", "scheme"),
     [
         ("killed", "all_gather"),
-        ("hung", "ring"),
+        pytest.param("hung", "ring", marks=pytest.mark.slow),
         pytest.param("killed", "ring", marks=pytest.mark.slow),
         pytest.param("hung", "all_gather", marks=pytest.mark.slow),
     ],

@@ -10,7 +10,7 @@ import torch
 from reader import Reader, inputs
 
 import remixer
-from remixer import LongShort, Toeplitz
+from remixer import Toeplitz
 from remixer.export import PartitionError, partition
 from remixer.testing import assert_close
 
@@ -138,7 +138,7 @@ def test_what_can_not_be_spread_is_refused(small):
 def test_other_mixers_go_by_their_heads(processes, tmp_path):
     scheme = "ring"
     torch.manual_seed(0)
-    choice = {"attention": LongShort(window=6, segment=2, rank=2), "*": Toeplitz(gate="value")}
+    choice = {"attention": Toeplitz(gate="value"), "*": Toeplitz(per="head", normalise=False)}
     small = remixer.remix(Reader().eval(), choice, inputs())
     for name, weight in small.named_parameters():
         if "mixer" in name:
@@ -152,4 +152,4 @@ def test_other_mixers_go_by_their_heads(processes, tmp_path):
         for shape, got in zip(shapes, found, strict=True):
             assert_close(got, dict(small(**inputs(*shape))))
     three = partition(small, 3, scheme=scheme).plan  # which four heads can't be spread over
-    assert any("'long_short' runs on the whole sequence" in told for told in three.gathered)
+    assert any("'toeplitz' runs on the whole sequence" in told for told in three.gathered)

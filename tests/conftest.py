@@ -1,6 +1,8 @@
 """Settings and small models that tests share."""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -8,6 +10,10 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import pytest
 import torch
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from processes import Processes
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +72,18 @@ def causal_model() -> nn.Module:
 @pytest.fixture
 def inputs() -> dict[str, Tensor]:
     return {"x": torch.randn(2, 12, 32), "padding": torch.arange(12)[None] < torch.tensor([[12], [7]])}
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory):
+    """Processes by how many they are, kept for all tests."""
+    running = {}
+
+    def get(size):
+        if size not in running:
+            running[size] = Processes(size, tmp_path_factory.mktemp(f"processes{size}"))
+        return running[size]
+
+    yield get
+    for one in running.values():
+        one.close()

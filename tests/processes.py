@@ -83,7 +83,7 @@ def _work(rank, size, meeting, timeout, pipe):
         module, name, args = task
         try:
             answer = True, getattr(importlib.import_module(module), name)(*args)
-        except Exception:
+        except Exception:  # whatever it is, it is the parent's to raise
             answer = False, traceback.format_exc()
         pipe.send_bytes(_packed(answer))
     torch.distributed.destroy_process_group()

@@ -18,7 +18,7 @@ import remixer.mixers.distributed  # noqa: F401  registers the operators of the 
 from remixer.export.errors import PartitionError
 from remixer.export.partitions.agreement import agree
 from remixer.export.partitions.partitioned import Partitioned
-from remixer.export.partitions.plan import GRAPH, WEIGHTS, PartitionPlan, digest, versions
+from remixer.export.partitions.plan import GRAPH, MESH_DIM, WEIGHTS, PartitionPlan, digest, versions
 from remixer.rewrite.modules import keep_persistence
 
 TIMEOUT = timedelta(minutes=5)
@@ -100,7 +100,7 @@ def _initialise(device: torch.device, timeout: timedelta) -> None:
 
 
 def _group(mesh: DeviceMesh | None) -> ProcessGroup:
-    group = dist.group.WORLD if mesh is None else mesh.get_group("sequence")
+    group = dist.group.WORLD if mesh is None else mesh.get_group(MESH_DIM)
     assert group is not None
     return group
 

@@ -18,7 +18,16 @@ from torch.utils import _pytree as pytree
 from remixer.export.errors import PartitionError
 from remixer.export.examples import example_for_export
 from remixer.export.files import publish
-from remixer.export.partitions.plan import GRAPH, PLAN, WEIGHTS, PartitionPlan, Strategy, digest, versions
+from remixer.export.partitions.plan import (
+    GRAPH,
+    MESH_DIM,
+    PLAN,
+    WEIGHTS,
+    PartitionPlan,
+    Strategy,
+    digest,
+    versions,
+)
 from remixer.export.reexport import as_module, dynamic_shapes
 from remixer.mixers import Softmax
 from remixer.mixers.distributed import Choice, Distributed, DistributedMixer, Machine, Task, choose
@@ -31,7 +40,6 @@ from remixer.passes.sites import sites_of
 from remixer.rewrite.agreement import first_line, mode
 from remixer.rewrite.program import Program
 
-MESH_DIM = "sequence"
 EXPORT_LENGTH = 300  # nothing looks like a constant then
 
 
@@ -158,18 +166,15 @@ def partition(
 
 def _choice(program: Program, ranks: int, scheme: str, tokens: int, machine: Machine) -> Choice:
     """The scheme of all attentions: the costliest one decides."""
-    tasks = [
-        Task(site.spec, 1, tokens, tokens, ranks, site.spec.dtype.itemsize)
-        for site in sites_of(program)
-        if isinstance(site.mixer, (Softmax, DistributedMixer))
-    ]
+    sites = [site for site in sites_of(program) if isinstance(site.mixer, (Softmax, DistributedMixer))]
+    tasks = [Task(site.spec, 1, tokens, tokens, ranks, site.spec.dtype.itemsize) for site in sites]
     if not tasks:
         return Choice("all_gather", "no attention is exact")
     if scheme != "auto":
         one: Scheme = scheme  # type: ignore[assignment]
         if one == "replicated":
             raise PartitionError("scheme 'replicated' holds all tokens: give strategy='replicated' instead")
-        for task, site in zip(tasks, sites_of(program), strict=False):
+        for task, site in zip(tasks, sites, strict=True):
             if why := refusal(one, task):
                 raise PartitionError(f"cannot spread the attention at {site.name} by {one!r}: {why}")
         return Choice(one, "it was asked for")

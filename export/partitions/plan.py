@@ -16,6 +16,7 @@ from remixer.export.errors import PartitionError
 
 Strategy = Literal["sequence", "replicated"]
 FORMAT = 1
+MESH_DIM = "sequence"
 GRAPH, WEIGHTS, PLAN = "graph.pt2", "weights.safetensors", "plan.json"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -122,9 +123,46 @@ def mask_between(
     return whole.expand(*whole.shape[:2], len(rows), len(columns))
 
 
-def kind_of(mask: Any) -> dict[str, Any]:
-    """What `mask_between` found, as `attend_block` takes it."""
-    return {"mask": None, "causal": True} if mask is CAUSAL else {"mask": mask, "causal": False}
+class Meeting(NamedTuple):
+    """A piece of queries, and one of keys that some of them may see.
+
+    Attributes:
+        mine: which of the process's pieces of queries.
+        cut: where it lies in the process's tensors.
+        other: where the keys lie in those that came.
+        places: of both in the sequence.
+        how: what `attend_block` and `block_gradients` take of a mask.
+    """
+
+    mine: int
+    cut: slice
+    other: slice
+    places: tuple[Place, Place]
+    how: dict[str, Any]
+
+
+def meetings(
+    ring: Ring, bias: Tensor | None, exist: Tensor | None, rank: int, source: int, like: Tensor, keys: int
+) -> Iterator[Meeting]:
+    """All pieces that meet in a process while the keys of another are there.
+
+    Args:
+        ring: that they go round.
+        bias: by offset, (H, 2 S - 1), or None.
+        exist: (B, m) bool, which of the keys do, or None.
+        rank: the process.
+        source: whose keys they are.
+        like: its queries (B, H, n, D), which give dtype and device of masks.
+        keys: m.
+    """
+    queries = like.shape[2]
+    for mine, cut in enumerate(slices_of(queries, ring.layout)):
+        for theirs, other in enumerate(slices_of(keys, ring.layout)):
+            places = (rank, mine, queries), (source, theirs, keys)
+            mask = mask_between(ring, bias, exist, *places, like)
+            if mask is not HIDDEN:
+                how = {"mask": None, "causal": True} if mask is CAUSAL else {"mask": mask, "causal": False}
+                yield Meeting(mine, cut, other, places, how)
 
 
 def add_by_offset(total: Tensor, of_scores: Tensor, ring: Ring, mine: Place, theirs: Place) -> None:

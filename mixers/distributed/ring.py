@@ -21,11 +21,9 @@ from remixer.mixers.distributed.blocks import (
 )
 from remixer.mixers.distributed.layout import Layout, places_of
 from remixer.mixers.distributed.pieces import (
-    HIDDEN,
     Ring,
     add_by_offset,
-    kind_of,
-    mask_between,
+    meetings,
     ring_of,
     slices_of,
     values_of_keys,
@@ -96,19 +94,12 @@ def attend_around(
     dtype = at_least_float32(query.dtype)
     rank, rows = rank_in(group), query.to(dtype)
     found = [nothing(rows[:, :, piece], value) for piece in slices_of(query.shape[2], layout)]
-    found = [Found(*(each.to(dtype) for each in one)) for one in found]
     values = torch.zeros_like(value[:, :, 0], dtype=dtype)
     for source, (k, v, there) in hops(ring, rank, [key, value, exist]):
         k, v = k.to(dtype), v.to(dtype)
-        for mine, cut in enumerate(slices_of(query.shape[2], layout)):
-            for theirs, other in enumerate(slices_of(key.shape[2], layout)):
-                mask = mask_between(
-                    ring, bias, there, (rank, mine, query.shape[2]), (source, theirs, key.shape[2]), rows
-                )
-                if mask is not HIDDEN:
-                    how = kind_of(mask)
-                    block = attend_block(rows[:, :, cut], k[:, :, other], v[:, :, other], scoring=ring.scoring, **how)
-                    found[mine] = merged(found[mine], block)
+        for mine, cut, other, _, how in meetings(ring, bias, there, rank, source, rows, key.shape[2]):
+            block = attend_block(rows[:, :, cut], k[:, :, other], v[:, :, other], scoring=ring.scoring, **how)
+            found[mine] = merged(found[mine], block)
         if mean:
             values += values_of_keys(ring, source, v).sum(2)
     out, lse = torch.cat([each.out for each in found], 2), torch.cat([each.lse for each in found], 2)
@@ -160,28 +151,22 @@ def gradients_around(
     travelling = [torch.zeros_like(key, dtype=dtype), torch.zeros_like(value, dtype=dtype)]
     for source, (k, v, there) in hops(ring, rank, [key, value, exist]):
         k, v = k.to(dtype), v.to(dtype)
-        for mine, cut in enumerate(slices_of(query.shape[2], layout)):
-            whole = Found(given[:, :, cut], lse[:, :, cut])
-            for theirs, other in enumerate(slices_of(key.shape[2], layout)):
-                places = (rank, mine, query.shape[2]), (source, theirs, key.shape[2])
-                mask = mask_between(ring, bias, there, *places, rows)
-                if mask is HIDDEN:
-                    continue
-                asked = block_gradients(
-                    grads[:, :, cut],
-                    rows[:, :, cut],
-                    k[:, :, other],
-                    v[:, :, other],
-                    whole=whole,
-                    scoring=ring.scoring,
-                    of_mask=bias is not None,
-                    **kind_of(mask),
-                )
-                of_query[:, :, cut] += asked.query
-                travelling[0][:, :, other] += asked.key
-                travelling[1][:, :, other] += asked.value
-                if bias is not None and asked.mask is not None:
-                    add_by_offset(of_bias, asked.mask, ring, *places)
+        for _, cut, other, places, how in meetings(ring, bias, there, rank, source, rows, key.shape[2]):
+            asked = block_gradients(
+                grads[:, :, cut],
+                rows[:, :, cut],
+                k[:, :, other],
+                v[:, :, other],
+                whole=Found(given[:, :, cut], lse[:, :, cut]),
+                scoring=ring.scoring,
+                of_mask=bias is not None,
+                **how,
+            )
+            of_query[:, :, cut] += asked.query
+            travelling[0][:, :, other] += asked.key
+            travelling[1][:, :, other] += asked.value
+            if bias is not None and asked.mask is not None:
+                add_by_offset(of_bias, asked.mask, ring, *places)
         if evenly:
             weight = (places_of(source, key.shape[2], size, layout) < keys).to(rows) / keys
             asked = evenly_gradients(of_dead, rows, given, k, v, weight, ring.scoring)

@@ -10,13 +10,16 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from remixer.mixers.errors import MixerConfigError, NoStepError
 from remixer.mixers.spec import AttentionSpec
+
+if TYPE_CHECKING:
+    from remixer.mixers.start import Starter
 
 Order = Literal["n", "n log n", "n^2"]
 State = dict[str, Tensor]
@@ -132,6 +135,14 @@ class Mixer(nn.Module, abc.ABC):
         source: Tensor | None = None,
     ) -> Tensor:
         """`forward` in its slow, obvious form: the same arguments, values and gradients."""
+
+    def learning_rate(self, name: str) -> float:
+        """How large the steps of Adam may be for one of its parameters when it learns from a pretrained attention."""
+        return 1e-3
+
+    def starters(self) -> tuple[Starter, ...]:
+        """What sets parameters in closed form before any gradient step, one after the other; here nothing."""
+        return ()
 
     def by_head(self) -> Mapping[str, Literal["heads", "kv_heads"]] | None:
         """Weights whose rows belong to heads, head by head, and to which heads.

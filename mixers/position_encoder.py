@@ -53,12 +53,16 @@ class PositionEncoder(nn.Module):
         # Entered only where there is something to switch off, so that exported graphs stay free of it.
         autocast = torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
-            hidden = self._linear(self.first, offsets.to(self.dtype)[:, None])
-            for layer in self.hidden:
-                assert isinstance(layer, nn.Linear)
-                hidden = self._linear(layer, F.relu(simple_rms_norm(hidden)))
             weight, bias = self.last.weight.to(self.dtype), self.last.bias.to(self.dtype)
-            return torch.addmm(bias[:, None], weight, F.relu(simple_rms_norm(hidden)).t())
+            return torch.addmm(bias[:, None], weight, self.features(offsets).t())
+
+    def features(self, offsets: Tensor) -> Tensor:
+        """What the last layer reads of each offset: (n, r) in `dtype`."""
+        hidden = self._linear(self.first, offsets.to(self.dtype)[:, None])
+        for layer in self.hidden:
+            assert isinstance(layer, nn.Linear)
+            hidden = self._linear(layer, F.relu(simple_rms_norm(hidden)))
+        return F.relu(simple_rms_norm(hidden))
 
     @property
     def most(self) -> float:

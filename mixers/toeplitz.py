@@ -14,9 +14,11 @@ from remixer.mixers.base import State
 from remixer.mixers.decay import Decay, fixed_decay
 from remixer.mixers.registry import register
 from remixer.mixers.spec import AttentionSpec
+from remixer.mixers.start import Starter
 from remixer.mixers.state_space import empty_states, step_states
 from remixer.mixers.toeplitz_operator import OperatorConfig, ToeplitzOperator
 from remixer.mixers.toeplitz_reference import toeplitz_mixer_reference
+from remixer.mixers.toeplitz_start import GateScale, ProfileStart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,22 +80,26 @@ class ToeplitzMixer(ToeplitzOperator):
         of_heads = ("encoder.last.weight", "encoder.last.bias", "decay.raw", "gate.weight", "gate.bias")
         return {name: "heads" for name in of_heads if name in names}
 
+    def starters(self) -> tuple[Starter, ...]:
+        """See Mixer.starters."""
+        return (ProfileStart(self), *((GateScale(self),) if self.gate is not None else ()))
+
     def coefficients(self, tokens: int) -> Tensor:
         """See ToeplitzOperator.coefficients."""
         offsets = self.offsets(tokens)
-        return self._coefficients(offsets, self._fade(offsets))
+        return self._coefficients(offsets, self.fade(offsets))
 
     def reach(self, dtype: torch.dtype) -> int | None:
         """See ToeplitzOperator.reach: as far as the decay lets the largest coefficient through."""
         if self.decay is None and self.config.decay in (None, 1.0):
             return None
-        slowest = float(self._fade(self.offsets(2)[-1:]).detach().max())
+        slowest = float(self.fade(self.offsets(2)[-1:]).detach().max())
         least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the least number above 0
         # Normalised coefficients are exp(encoder), relative to the largest.
         largest = 2 * self.encoder.most if self.normalise else math.log(max(self.encoder.most, 1.0))
         return math.ceil((largest - math.log(least)) / -slowest) + 1 if slowest < 0.0 else None
 
-    def _fade(self, offsets: Tensor) -> Tensor:
+    def fade(self, offsets: Tensor) -> Tensor:
         """The logarithm of what the coefficients fade by: (offsets,), or (H, E or 1, offsets) if it is learned."""
         if self.decay is not None:
             return self.decay(offsets)
@@ -113,7 +119,7 @@ class ToeplitzMixer(ToeplitzOperator):
             return super().initial_state(batch, length, like)
         self.check_steps(length)
         coefficients = self._coefficients(self.offsets(length), torch.zeros(())).to(like.device)
-        log_decay = self._fade(self.offsets(2)[1:]).reshape(-1, 1 if self.decay is None else self.channels)
+        log_decay = self.fade(self.offsets(2)[1:]).reshape(-1, 1 if self.decay is None else self.channels)
         heads = self.spec.kv_heads if self.decay is None else self.spec.heads
         return empty_states(coefficients, log_decay, batch, heads, self.spec.value_dim, self.normalise)
 

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from remixer.passes.layouts import heads_of
 from remixer.passes.scores import PRODUCTS
+from remixer.passes.sites import Site
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.effects import storages_of
 from remixer.rewrite.match import Match, Miss
@@ -32,6 +33,8 @@ _PROJECTIONS = {
     aten.embedding.default,
     aten.scaled_dot_product_attention.default,
 }
+# Where the weight stands among the operands of a projection.
+_WEIGHTS: dict[Any, int] = {aten.linear.default: 1, aten.mm.default: 1, aten.addmm.default: 2}
 _PRODUCTS = {*PRODUCTS, aten.baddbmm.default, aten.einsum.default}
 
 
@@ -144,6 +147,41 @@ def hidden_state(key: fx.Node, graph_module: fx.GraphModule) -> fx.Node | None:
     heads = heads_of(key)
     batches = (state_shape[0], state_shape[0] * heads) if isinstance(heads, int) else (state_shape[0],)
     return state if shape[0] in batches and state_shape[2].is_Integer else None
+
+
+def projections(site: Site, graph_module: fx.GraphModule) -> tuple[str, ...]:
+    """Names of the weights of two dimensions that make a site's operands, and of the one that reads what it gives."""
+    found: dict[str, None] = {}
+    seen: set[fx.Node] = set()
+    stack = [site.operand(name) for name in ("query", "key", "value")]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen or node.op != "call_function":
+            continue
+        seen.add(node)
+        if weight := _weight(node, graph_module):
+            found[weight] = None
+        elif node.target not in _PROJECTIONS:
+            stack.extend(node.all_input_nodes)
+    reader: fx.Node | None = site.node
+    while reader is not None and len(reader.users) == 1:
+        reader = next(iter(reader.users))
+        if weight := _weight(reader, graph_module):
+            found[weight] = None
+            break
+        if sum(shape_of(each) is not None for each in reader.all_input_nodes) > 1:
+            break
+    return tuple(found)
+
+
+def _weight(node: fx.Node, graph_module: fx.GraphModule) -> str:
+    """The name of the weight that a product of tokens with one reads, or ""."""
+    place = _WEIGHTS.get(node.target)
+    weight = node.args[place] if place is not None else None
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return ""
+    value = attrgetter(str(weight.target))(graph_module)
+    return str(weight.target) if isinstance(value, nn.Parameter) and value.dim() == 2 else ""
 
 
 def _reads_parameter(node: fx.Node, graph_module: fx.GraphModule) -> bool:

@@ -124,6 +124,10 @@ class LongShortMixer(Mixer):
             self.window_norm = nn.LayerNorm(size)
             self.summary_norm = nn.LayerNorm(size) if self.rank else None
 
+    def learning_rate(self, name: str) -> float:
+        """See Mixer.learning_rate: what summaries are read with starts near zero, and has far to go."""
+        return 2e-2 if name in ("pooling", "summary_bias") else super().learning_rate(name)
+
     def by_head(self) -> Mapping[str, Literal["heads", "kv_heads"]] | None:
         """See Mixer.by_head: the paper's norms look at all heads together."""
         if self.config.dual_norm == "paper":

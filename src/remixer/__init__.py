@@ -5,6 +5,9 @@ the ones you choose by an efficient token mixer.
 """
 
 from remixer import export, mixers, passes, rewrite
+from remixer.distillation.errors import TransferError
+from remixer.distillation.transfer_report import TransferReport
+from remixer.distillation.transferring import transfer
 from remixer.driver import explain, remix
 from remixer.errors import AlreadyRemixedError, NoAttentionError
 from remixer.mixers import (
@@ -66,6 +69,8 @@ __all__ = [
     "SelectionError",
     "SoftmaxConfig",
     "Toeplitz",
+    "TransferError",
+    "TransferReport",
     "UnknownMixerError",
     "Unsupported",
     "UnsupportedAttentionError",
@@ -77,4 +82,5 @@ __all__ = [
     "register",
     "remix",
     "rewrite",
+    "transfer",
 ]

@@ -12,6 +12,7 @@ from remixer import mixers
 from remixer.errors import AlreadyRemixedError, NoAttentionError
 from remixer.mixers import Mixer, MixerConfig
 from remixer.passes.errors import UnsupportedAttentionError
+from remixer.passes.original import Original
 from remixer.passes.pipelines import recognition, replacement
 from remixer.passes.recognise_attention import RULES
 from remixer.passes.select import Selection
@@ -65,7 +66,8 @@ def remix(
 ) -> Remixed:
     r"""A copy of a model in which the chosen attentions are replaced by other token mixers.
 
-    The model passed in is never changed. Attentions that are not chosen, not understood, or whose meaning the
+    The model passed in is never changed, and its weights are kept with the result, for `transfer` to learn from.
+    Attentions that are not chosen, not understood, or whose meaning the
     mixer can't carry over, are kept as they are, and the report says why.
 
     Args:
@@ -105,6 +107,7 @@ def remix(
         raise NoAttentionError(_nothing_found(steps, missed), report_of(steps, "understood"))
     selection.check([*names, *missed])
     _refuse_missed(selection, missed, strict)
+    original = Original(steps.program)
     steps.add(replacement(selection, strict=strict)(steps.program))
     start = time.perf_counter()
     old = steps.program.graph_module
@@ -117,6 +120,7 @@ def remix(
     steps.timings.append(PassReport("copy weights", time.perf_counter() - start, (nodes, nodes), 0))
     steps.program = steps.program.with_graph_module(result)
     result.meta["report"] = report_of(steps, "kept")
+    result.meta["original"] = original
     return result
 
 

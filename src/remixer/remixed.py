@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
+    from remixer.distillation.transfer_report import TransferReport
+    from remixer.passes.original import Original
     from remixer.report import Report
+    from remixer.rewrite.program import Program
 
 
 class Remixed(fx.GraphModule):
@@ -28,6 +31,17 @@ class Remixed(fx.GraphModule):
         """What was done, per site and per pass."""
         report: Report = self.meta["report"]
         return report
+
+    @property
+    def original(self) -> Program | None:
+        """The model it was made from, in eval, its attentions as sites of the exact mixer; None if it was loaded."""
+        original: Original | None = self.meta.get("original")
+        return None if original is None else original.program
+
+    @property
+    def transfers(self) -> tuple[TransferReport, ...]:
+        """What it has learned since, see `remixer.transfer`."""
+        return self.meta.get("transfers", ())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it.

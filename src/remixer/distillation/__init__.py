@@ -1,0 +1,1 @@
+"""Rewritten models learn from the models they were made from."""

@@ -1,0 +1,54 @@
+"""Going through data again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from remixer.distillation.errors import TransferError
+from remixer.rewrite.inputs import Call, Inputs, as_call
+from remixer.rewrite.program import Program
+
+
+def calls(data: Iterable[Inputs], program: Program, device: torch.device) -> Iterator[Call]:
+    """Every batch of the data once, as a call of a program.
+
+    Raises:
+        TransferError: a batch doesn't have the inputs that the program takes.
+    """
+    names = sorted(program.kwargs)
+    for inputs in data:
+        args, kwargs = as_call(inputs)
+        if len(args) != len(program.args) or sorted(kwargs) != names:
+            given = f"{len(args)} by place and {', '.join(sorted(kwargs)) or 'none'} by name"
+            taken = f"{len(program.args)} by place and {', '.join(names) or 'none'} by name"
+            raise TransferError(f"a batch of the data has inputs {given}; the model was remixed with {taken}")
+        yield pytree.tree_map_only(torch.Tensor, lambda each: each.to(device), (args, kwargs))
+
+
+def again_and_again(data: Iterable[Inputs], program: Program, device: torch.device, skip: int = 0) -> Iterator[Any]:
+    """The batches of the data, from the first again after the last; it ends where data can be gone through once only.
+
+    Args:
+        data: the batches; a list for example, or what gives an iterator of its own each time.
+        program: that takes them.
+        device: where they are to lie.
+        skip: how many to leave out at the start.
+
+    Raises:
+        TransferError: there is no batch at all, or one that the program can't take.
+    """
+    place = 0
+    while True:
+        before = place
+        for call in calls(data, program, device):
+            place += 1
+            if place > skip:
+                yield call
+        if place == before:
+            if before == 0:
+                raise TransferError("the data holds no batch")
+            return

@@ -136,6 +136,16 @@ class Mixer(nn.Module, abc.ABC):
     ) -> Tensor:
         """`forward` in its slow, obvious form: the same arguments, values and gradients."""
 
+    def flops(self, tokens: int) -> float:
+        """Floating-point operations of `forward` on one sequence of so many tokens; a product and a sum are two.
+
+        Those that are not products of matrices or transforms are left out, as are the projections around.
+
+        Raises:
+            NotImplementedError: this mixer doesn't say; a plan can go by seconds then.
+        """
+        raise NotImplementedError(f"{self.config.name!r} doesn't say how many operations it takes: plan by seconds")
+
     def learning_rate(self, name: str) -> float:
         """How large the steps of Adam may be for one of its parameters when it learns from a pretrained attention."""
         return 1e-3

@@ -180,6 +180,13 @@ class Softmax(Mixer):
         """Quadratic: every query meets every key."""
         return "n^2"
 
+    def flops(self, tokens: int) -> float:
+        """See Mixer.flops: of the pairs that a mask leaves."""
+        left, right = self.spec.window
+        right = 0 if self.spec.causal else right
+        pairs = sum(_seen(tokens, side) for side in (left, right)) + tokens
+        return 2.0 * self.spec.heads * pairs * (self.spec.head_dim + self.spec.value_dim)
+
     def forward(
         self,
         query: Tensor | None = None,
@@ -304,3 +311,9 @@ class Softmax(Mixer):
                     weights = torch.softmax(scores, -1) if seen else scores
                 rows.append((weights[..., None] * value[b, :, seen]).sum(1))
         return torch.stack(rows).view(B, T, H, -1).transpose(1, 2)
+
+
+def _seen(tokens: int, side: int | None) -> float:
+    """How many pairs of different tokens there are to one side, no more than so far apart."""
+    reach = tokens - 1 if side is None else min(side, tokens - 1)
+    return reach * tokens - reach * (reach + 1) / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -101,6 +102,13 @@ class ToeplitzOperator(Mixer):
     def order(self) -> Order:
         """Three FFTs over the length."""
         return "n log n"
+
+    def flops(self, tokens: int) -> float:
+        """See Mixer.flops: a transform of 2 T real numbers forth and back for every channel, and the gate."""
+        length = 2 * tokens
+        transforms = (self.spec.kv_heads + self.spec.heads) * self.spec.value_dim * 2.5 * length * math.log2(length)
+        gate = self.gate.weight.numel() * 2 * tokens if self.gate is not None else 0
+        return transforms + 6.0 * self.spec.heads * self.spec.value_dim * (tokens + 1) + gate
 
     @abc.abstractmethod
     def coefficients(self, tokens: int) -> Tensor:

@@ -14,7 +14,7 @@ from remixer.mixers.start import Profile, Starter
 if TYPE_CHECKING:
     from remixer.mixers.toeplitz import ToeplitzMixer
 
-_RIDGE = 1e-6  # of the largest eigenvalue
+_RIDGE = 1e-3  # of the largest eigenvalue: large weights would be nearer, and the first step of training would break it
 _LEAST = 1e-7  # weights below are as good as none
 _EVERY = 0.1  # how much all offsets count alike
 _WIDEST = 1.9  # a gate gives less than 2

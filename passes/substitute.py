@@ -72,9 +72,20 @@ def _unsupported(site: Site, config: MixerConfig) -> str:
     return f"{reason} ({site.record.note})" if site.record.note else str(reason)
 
 
-def _substitute(editor: Editor, site: Site, config: MixerConfig) -> None:
+def fitted(site: Site, config: MixerConfig) -> Mixer:
+    """A new mixer for a site, with the device and dtype of the values that it is to mix."""
     mixer = mixer_of(config).from_attention(site.spec, config).eval()
-    _fit_in(mixer, site)
+    value = site.operand("value")
+    assert value is not None
+    recorded = value.meta["val"]
+    mixer.to(device=recorded.device)
+    if recorded.dtype in (torch.float16, torch.bfloat16, torch.float64):
+        mixer.to(dtype=recorded.dtype)
+    return mixer
+
+
+def _substitute(editor: Editor, site: Site, config: MixerConfig) -> None:
+    mixer = fitted(site, config)
     operands = {name: site.node.kwargs[name] for name in mixer.operands if name in site.node.kwargs}
     if "source" in mixer.operands:
         key = site.operand("key")
@@ -86,13 +97,3 @@ def _substitute(editor: Editor, site: Site, config: MixerConfig) -> None:
     node.meta["site"] = site.record
     del site.node.meta["site"]
     editor.replace(site.node, node)
-
-
-def _fit_in(mixer: Mixer, site: Site) -> None:
-    """Give a new mixer the device and dtype of the values it is to mix."""
-    value = site.operand("value")
-    assert value is not None
-    recorded = value.meta["val"]
-    mixer.to(device=recorded.device)
-    if recorded.dtype in (torch.float16, torch.bfloat16, torch.float64):
-        mixer.to(dtype=recorded.dtype)

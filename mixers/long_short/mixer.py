@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -123,6 +124,27 @@ class LongShortMixer(Mixer):
             size = spec.head_dim * (spec.kv_heads if config.dual_norm == "paper" else 1)
             self.window_norm = nn.LayerNorm(size)
             self.summary_norm = nn.LayerNorm(size) if self.rank else None
+
+    def flops(self, tokens: int) -> float:
+        """See Mixer.flops: of all columns that a query meets, and of pooling."""
+        spec, config = self.spec, self.config
+        segments = tokens / config.segment
+        if spec.causal:
+            columns = min(tokens / 2, config.window + self.align / 2)
+            far = (
+                segments / 2 if config.memory is None else segments / 2 if config.memory == "dyadic" else config.memory
+            )
+            if config.memory == "dyadic":
+                far = min(segments / 2, config.per_size * math.log2(max(2.0, segments / config.per_size)))
+            summaries = self.rank * min(segments / 2, far)
+        else:
+            columns, summaries = min(tokens, 2 * config.window), self.rank
+        chosen = (
+            self.retrieve * config.segment + 2 * self.retrieve * math.log2(max(2.0, segments)) if self.retrieve else 0
+        )
+        met = min(tokens, columns + self.sinks + summaries + chosen)
+        pooled = self.rank * spec.kv_heads * (2 * spec.head_dim + spec.value_dim)
+        return 2.0 * tokens * (spec.heads * met * (spec.head_dim + spec.value_dim) + pooled)
 
     def learning_rate(self, name: str) -> float:
         """See Mixer.learning_rate: what summaries are read with starts near zero, and has far to go."""

@@ -27,6 +27,9 @@ from remixer.mixers import (
 from remixer.passes.base import ApplyRules, Pass, Pipeline, Result
 from remixer.passes.errors import PreconditionError, SelectionError, UnsupportedAttentionError
 from remixer.passes.recognise_attention import RULES
+from remixer.planning.errors import PlanError
+from remixer.planning.plan import Plan
+from remixer.planning.planning import plan
 from remixer.remixed import Remixed
 from remixer.report import Report
 from remixer.rewrite.capture import capture
@@ -59,6 +62,8 @@ __all__ = [
     "PassError",
     "PatternError",
     "Pipeline",
+    "Plan",
+    "PlanError",
     "PreconditionError",
     "Program",
     "Recorder",
@@ -79,6 +84,7 @@ __all__ = [
     "export",
     "mixers",
     "passes",
+    "plan",
     "register",
     "remix",
     "rewrite",

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 from torch.export import ExportedProgram
 
 from remixer import mixers
-from remixer.errors import AlreadyRemixedError, NoAttentionError
-from remixer.mixers import Mixer, MixerConfig
+from remixer.distillation.transferring import transfer as learn
+from remixer.errors import NoAttentionError
+from remixer.mixers import MixerConfig
 from remixer.passes.errors import UnsupportedAttentionError
 from remixer.passes.original import Original
-from remixer.passes.pipelines import recognition, replacement
+from remixer.passes.pipelines import replacement
 from remixer.passes.recognise_attention import RULES
 from remixer.passes.select import Selection
 from remixer.passes.sites import sites_of
+from remixer.passes.split_heads import SplitHeads
 from remixer.passes.substitute import refusal
+from remixer.planning.plan import Plan
+from remixer.planning.planning import USUAL, plan_for
+from remixer.recognising import recognise
 from remixer.remixed import Remixed, own_weights
 from remixer.report import PassReport, Report
 from remixer.reporting import Steps, missed_sites, report_of
-from remixer.rewrite.capture import Inputs, capture
+from remixer.rewrite.capture import Inputs
 from remixer.rewrite.match import Miss
 from remixer.rewrite.modules import keep_persistence
 from remixer.rewrite.rule import Rule
@@ -52,15 +57,15 @@ def explain(model: nn.Module | ExportedProgram, inputs: Inputs | None = None, *,
     """
     if isinstance(model, Remixed):
         return model.report
-    _refuse_remixed(model)
-    return report_of(_recognise(model, inputs, rules), "understood")
+    return report_of(recognise(model, inputs, rules), "understood")
 
 
 def remix(
     model: nn.Module | ExportedProgram,
-    mixer: Choice | Mapping[str, Choice],
+    mixer: Choice | Mapping[str, Choice] | Plan,
     inputs: Inputs | None = None,
     *,
+    transfer: Iterable[Inputs] | None = None,
     strict: bool = False,
     rules: Rules = RULES,
 ) -> Remixed:
@@ -74,8 +79,10 @@ def remix(
         model: any module that `torch.export.export` takes, or what it gave.
         mixer: a registered name, a config, or a mapping of patterns of site names ("encoder.*",
             r"re:layers\.[0-3]\..*") to names, configs or None. The first pattern that matches a site counts;
-            None keeps the site.
+            None keeps the site. Or a plan; "auto" makes one that leaves half of the attentions' operations at 4,096
+            tokens, by the data for transfer.
         inputs: example inputs: a dict by name, a tuple, or one tensor; two tokens or more.
+        transfer: batches of data to learn from in the end, with the usual options of `remixer.transfer`.
         strict: raise if any chosen site can't take its mixer.
         rules: what recognises attention.
 
@@ -98,16 +105,25 @@ def remix(
         >>> small(torch.zeros(1, 100, 32)).shape, small.report.order
         (torch.Size([1, 100, 32]), 'n log n')
     """
-    selection = _selection(mixer)
-    _refuse_remixed(model)
-    steps = _recognise(model, inputs, rules)
+    if mixer == "auto" and transfer is None:
+        raise ValueError('mixer="auto" measures what each attention bears: give data as transfer=')
+    selection = Selection(()) if mixer == "auto" or isinstance(mixer, Plan) else _selection(mixer)
+    steps = recognise(model, inputs, rules)
     names = [site.name for site in sites_of(steps.program)]
     missed = missed_sites(steps)
     if not names:
         raise NoAttentionError(_nothing_found(steps, missed), report_of(steps, "understood"))
+    original = Original(steps.program)
+    if mixer == "auto":
+        assert transfer is not None
+        mixer = plan_for(original.program, transfer, USUAL)
+    if isinstance(mixer, Plan):
+        selection = mixer.selection
+        steps.split(SplitHeads(mixer.splits)(steps.program))
+        original = Original(steps.program)
+        names = [site.name for site in sites_of(steps.program)]
     selection.check([*names, *missed])
     _refuse_missed(selection, missed, strict)
-    original = Original(steps.program)
     steps.add(replacement(selection, strict=strict)(steps.program))
     start = time.perf_counter()
     old = steps.program.graph_module
@@ -121,15 +137,9 @@ def remix(
     steps.program = steps.program.with_graph_module(result)
     result.meta["report"] = report_of(steps, "kept")
     result.meta["original"] = original
+    if transfer is not None:
+        learn(result, transfer)
     return result
-
-
-def _recognise(model: nn.Module | ExportedProgram, inputs: Inputs | None, rules: Rules) -> Steps:
-    start = time.perf_counter()
-    program = capture(model, inputs)
-    steps = Steps(type(model).__name__, program, time.perf_counter() - start)
-    steps.add(recognition(rules)(program))
-    return steps
 
 
 def _selection(mixer: Choice | Mapping[str, Choice]) -> Selection:
@@ -148,17 +158,6 @@ def _config(choice: Choice) -> MixerConfig | None:
         mixers.mixer_of(choice)
         return choice
     raise TypeError(f"expected a mixer's name, a config such as remixer.LongShort(window=64), or None, got {choice!r}")
-
-
-def _refuse_remixed(model: nn.Module | ExportedProgram) -> None:
-    if not isinstance(model, nn.Module):
-        return
-    for path, module in model.named_modules():
-        if isinstance(module, Mixer):
-            raise AlreadyRemixedError(
-                f"{type(model).__name__} is already rewritten: {module.config.name!r} stands at {path}. "
-                "Remix the original model, with all that you want in one mapping"
-            )
 
 
 def _nothing_found(steps: Steps, missed: dict[str, Miss]) -> str:

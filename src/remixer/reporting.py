@@ -34,6 +34,20 @@ class Steps:
         self.sites: dict[str, tuple[SiteRecord, Softmax]] = {}
         self.misses: list[Miss] = []
 
+    def split(self, result: Result) -> None:
+        """Take over attentions that were split: their parts are the sites then."""
+        self.program = result.program
+        found = {site.name: site for site in sites_of(result.program)}
+        self.sites = {name: each for name, each in self.sites.items() if name in found}
+        for name, site in found.items():
+            if name not in self.sites and isinstance(site.mixer, Softmax):
+                self.sites[name] = (site.record, site.mixer)
+        order = list(found)
+        self.sites = {name: self.sites[name] for name in order}
+        nodes, steps = result.nodes, len(result.rewrites)
+        if steps:
+            self.timings.append(PassReport("SplitHeads", result.seconds, nodes, steps))
+
     def add(self, result: Result) -> None:
         """Take over what a pipeline did."""
         for step in result.steps:

@@ -20,6 +20,7 @@ from remixer.passes.sites import sites_of
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program
 
+WARM_UP = 5
 LOWEST = 0.05  # of the learning rate, at the end
 
 
@@ -70,8 +71,9 @@ class AttentionStage(Stage):
         return self.lessons[site].pupil.learning_rate(name.removeprefix(f"{site}."))
 
     def factor(self, progress: float, step: int) -> float:
-        """See Stage.factor: half a cosine."""
-        return LOWEST + (1.0 - LOWEST) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+        """See Stage.factor: half a cosine after a few steps of warming up, which spare the closed-form starts."""
+        warm = min(1.0, (step + 1) / WARM_UP)
+        return warm * (LOWEST + (1.0 - LOWEST) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0))))
 
     def learn(self, call: Call) -> dict[str, float]:
         """See Stage.learn."""

@@ -72,7 +72,8 @@ class OutputStage(Stage):
     def learn(self, call: Call) -> dict[str, float]:
         """See Stage.learn."""
         error = self._error(call)
-        error.backward()
+        if error.requires_grad:
+            error.backward()
         return {"outputs": float(error.detach())}
 
     def measure(self, call: Call) -> dict[str, float]:

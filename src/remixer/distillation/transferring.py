@@ -27,6 +27,7 @@ from remixer.rewrite.program import Program
 
 StageName = Literal["attention", "outputs"]
 SHARE = {"attention": 0.35, "outputs": 0.65}  # of the budget, if both stages run
+MINUTES = 5.0  # if nothing is said
 STARTS = 4  # batches that closed-form starts look at
 
 
@@ -101,7 +102,7 @@ def transfer(
     sites = sites_of(Program.of(remixed))
     device = next((each.device for each in remixed.parameters()), torch.device("cpu"))
     _same_device(original, device)
-    minutes = 5.0 if minutes is None and steps is None else minutes
+    minutes = MINUTES if minutes is None and steps is None else minutes
     settings = _settings(sites, wanted, loss, rank, learning_rate, seed)
     kept = Checkpoint(checkpoint, settings)
     held = list(calls(validation, original, device))

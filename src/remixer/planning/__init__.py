@@ -1,0 +1,1 @@
+"""Which attention gets which mixer, by measured harm."""

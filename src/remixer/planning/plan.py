@@ -1,0 +1,246 @@
+"""A plan: which attention is to become what, and what that was measured to cost and to harm."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from remixer import mixers
+from remixer.mixers import MixerConfig
+from remixer.mixers.errors import MixerConfigError, UnknownMixerError
+from remixer.passes.select import Selection
+from remixer.passes.split_heads import Groups, part_name
+from remixer.planning.errors import PlanError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """What one attention is to become.
+
+    Attributes:
+        name: of the site.
+        groups: its key/value heads, those that share a mixer together.
+        configs: for each group its mixer's config, None where the attention stays.
+        harms: what each candidate does to the outputs if it alone is replaced, by the candidate's words.
+    """
+
+    name: str
+    groups: Groups
+    configs: tuple[MixerConfig | None, ...]
+    harms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> dict[str, MixerConfig | None]:
+        """The names that `SplitHeads` gives the groups, with their configs."""
+        if len(self.groups) == 1:
+            return {self.name: self.configs[0]}
+        return {part_name(self.name, group): config for group, config in zip(self.groups, self.configs, strict=True)}
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One step of the way from the original to all that could be replaced.
+
+    Attributes:
+        share: of the attentions' cost that is left.
+        harm: what it does to the outputs.
+        replaced: how many units, attentions or groups of heads, are replaced.
+        chosen: whether the plan stops here.
+    """
+
+    share: float
+    harm: float
+    replaced: int
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which attention is to become what: give it to `remix` in the place of a mixer.
+
+    Attributes:
+        sites: all attentions of the model that were understood.
+        front: the way there, and beyond.
+        length: tokens of the sequences that costs are for.
+        cost: what was counted, "flops" or "seconds".
+        loss: what harm is measured in.
+    """
+
+    sites: tuple[SitePlan, ...]
+    front: tuple[FrontPoint, ...]
+    length: int
+    cost: str
+    loss: str
+
+    @property
+    def selection(self) -> Selection:
+        """What `Substitute` takes."""
+        return Selection.of({name: config for site in self.sites for name, config in site.entries.items()})
+
+    @property
+    def splits(self) -> dict[str, Groups]:
+        """What `SplitHeads` takes."""
+        return {site.name: site.groups for site in self.sites if len(site.groups) > 1}
+
+    @property
+    def chosen(self) -> FrontPoint:
+        """Where on the front it is."""
+        return next(point for point in self.front if point.chosen)
+
+    def to_json(self) -> str:
+        """As JSON, one site a line, so that two plans can be compared with any diff."""
+        rows = [
+            json.dumps(
+                {
+                    "name": site.name,
+                    "groups": [list(group) for group in site.groups],
+                    "configs": [None if config is None else config.to_dict() for config in site.configs],
+                    "harms": dict(site.harms),
+                }
+            )
+            for site in self.sites
+        ]
+        points = [json.dumps(vars(point)) for point in self.front]
+        head = {"format": FORMAT, "length": self.length, "cost": self.cost, "loss": self.loss}
+        lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
+        inner = ",\n    ".join(rows), ",\n    ".join(points)
+        lines += [f'"sites": [\n    {inner[0]}\n  ]', f'"front": [\n    {inner[1]}\n  ]']
+        return "{\n  " + ",\n  ".join(lines) + "\n}\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as JSON; the file is whole or not there."""
+        path = Path(path)
+        draft = path.with_name(f".{path.name}.draft")
+        draft.write_text(self.to_json(), encoding="utf-8")
+        os.replace(draft, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """What `save` wrote.
+
+        Raises:
+            PlanError: it can't be read, is no plan, or asks for mixers that there aren't.
+        """
+        try:
+            return Plan.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"cannot read the plan {path}: {error}") from error
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """What `to_json` gave.
+
+        Raises:
+            PlanError: it is no plan, or asks for mixers that there aren't.
+        """
+        try:
+            found = json.loads(text)
+            if found["format"] != FORMAT:
+                raise PlanError(f"a plan of format {found['format']!r}, this remixer reads {FORMAT}")
+            sites = tuple(
+                SitePlan(
+                    str(site["name"]),
+                    tuple(tuple(int(head) for head in group) for group in site["groups"]),
+                    tuple(_config(each) for each in site["configs"]),
+                    {str(name): float(harm) for name, harm in site["harms"].items()},
+                )
+                for site in found["sites"]
+            )
+            front = tuple(
+                FrontPoint(float(one["share"]), float(one["harm"]), int(one["replaced"]), bool(one["chosen"]))
+                for one in found["front"]
+            )
+            if any(len(site.groups) != len(site.configs) for site in sites):
+                raise PlanError("a site has another number of configs than of groups")
+            return Plan(sites, front, int(found["length"]), str(found["cost"]), str(found["loss"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"this is no plan: {type(error).__name__} {error}") from error
+
+    def diff(self, other: Plan) -> str:
+        """What is different in another plan, line by line; "" if nothing is."""
+        lines = difflib.unified_diff(self.to_json().splitlines(), other.to_json().splitlines(), lineterm="", n=0)
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=150, color_system=None, force_terminal=False)
+        console.print(self)
+        assert isinstance(console.file, io.StringIO)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        table = Table(title=f"attentions at {self.length:,} tokens, harm in {self.loss}", show_edge=False)
+        table.add_column("attention")
+        table.add_column("becomes")
+        table.add_column("harm if replaced alone")
+        for site in self.sites:
+            harms = ", ".join(f"{name} {harm:.4f}" for name, harm in site.harms.items())
+            for index, (name, config) in enumerate(site.entries.items()):
+                table.add_row(name, "as it is" if config is None else words(config), "" if index else harms)
+        front = Table(title=f"the way there: share of the attentions' {self.cost} that is left", show_edge=False)
+        for name in ("replaced", "share left", "harm", ""):
+            front.add_column(name, justify="right")
+        for point in self.front:
+            mark = "<- this plan" if point.chosen else ""
+            front.add_row(str(point.replaced), f"{point.share:.3f}", f"{point.harm:.4f}", mark)
+        return Group(table, front)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the front, harm over the share that is left, to a file."""
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        import matplotlib.pyplot as plt
+
+        figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+        axis.plot([point.share for point in self.front], [point.harm for point in self.front], marker="o")
+        axis.plot([self.chosen.share], [self.chosen.harm], marker="*", markersize=16, linestyle="", label="this plan")
+        axis.set(xlabel=f"share of the attentions' {self.cost} at {self.length:,} tokens", ylabel=self.loss)
+        axis.grid(alpha=0.3)
+        axis.legend()
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
+
+
+def words(config: MixerConfig) -> str:
+    """A config in short: its mixer, and the options that are not the usual ones.
+
+    Example:
+        >>> words(mixers.LongShort(window=64))
+        'long_short(window=64)'
+    """
+    usual, options = type(config)().to_dict(), config.to_dict()
+    changed = [f"{name}={value!r}" for name, value in options.items() if usual[name] != value]
+    return f"{config.name}({', '.join(changed)})"
+
+
+def _config(found: Any) -> MixerConfig | None:
+    """A config from its options.
+
+    Raises:
+        PlanError: there is no such mixer, or it has no such options.
+    """
+    if found is None:
+        return None
+    options = dict(found)
+    try:
+        kind = mixers.get(str(options.pop("mixer"))).Config
+        return kind(**options)
+    except (UnknownMixerError, MixerConfigError, TypeError) as error:
+        raise PlanError(f"no mixer can be made of {found!r}: {error}") from error

@@ -43,10 +43,17 @@ class Batch:
         for place in (self.tokens, self.padding):
             if place is not None and place not in known:
                 raise EvaluationError(f"there is no input {place!r}: there are {', '.join(map(repr, known))}")
-        if self.padding is not None and known[self.padding].dim() != 2:
-            shape = tuple(known[self.padding].shape)
+        if self.padding is None:
+            return
+        mask = known[self.padding]
+        if mask.dim() != 2:
             raise EvaluationError(
-                f"the padding {self.padding!r} must be (B, T), one number for each token, got {shape}"
+                f"the padding {self.padding!r} must be (B, T), one number for each token, got {tuple(mask.shape)}. "
+                "If it says something else, say evaluation.Batch(inputs, tokens=..., padding=None)"
+            )
+        if not self.inverted and (mask < 0).any():
+            raise EvaluationError(
+                f"the padding {self.padding!r} holds negative numbers: it must be 0 where no token is"
             )
 
     @classmethod
@@ -63,8 +70,8 @@ class Batch:
                 "one call's inputs are a dict by name, a tuple or one tensor; a list is of several calls"
             )
         known = cls(inputs).by_place
+        masks = [place for place in known if place == "attention_mask" or str(place).endswith("key_padding_mask")]
         whole = [place for place, value in known.items() if value.dim() == 2 and not value.is_floating_point()]
-        masks = [place for place in whole if place == "attention_mask" or str(place).endswith("key_padding_mask")]
         ids = [place for place in whole if known[place].dtype != torch.bool and place not in masks]
         unclear = [place for place in whole if place not in masks + ids or (isinstance(place, int) and place != ids[0])]
         if unclear or len(masks) > 1:

@@ -144,18 +144,27 @@ def summarise(windows: list[Losses], buckets: Buckets, teacher: Perplexity | Non
             f"the teacher was measured on {teacher.tokens} tokens of {len(teacher.losses)} windows, the model on "
             f"{tokens} of {len(losses)}: give both the same"
         )
-    of_teacher = {(bucket.start, bucket.stop): bucket.losses for bucket in teacher.buckets} if teacher else {}
-    ratio, error = _ratio(losses, teacher.losses if teacher else None)
-    found = []
-    for start, stop in itertools.pairwise(limits):
-        inside = [window.nats[(window.positions >= start) & (window.positions < stop)] for window in windows]
-        many = sum(len(nats) for nats in inside)
-        if many:
-            means = tuple(float(nats.mean()) if len(nats) else None for nats in inside)
-            found.append(
-                Bucket(start, stop, many, means, _perplexity(means), *_ratio(means, of_teacher.get((start, stop))))
-            )
-    return Perplexity(tokens, losses, _perplexity(losses), ratio, error, tuple(found))
+    found = {limit: means for limit in itertools.pairwise(limits) if (means := _means_within(windows, *limit))}
+    known = (
+        {(bucket.start, bucket.stop): bucket.losses for bucket in teacher.buckets} if teacher else dict.fromkeys(found)
+    )
+    if known.keys() != found.keys():
+        raise EvaluationError(
+            f"the teacher was measured in the buckets {list(known)}, the model in {list(found)}: give both the same"
+        )
+    inside = tuple(
+        Bucket(start, stop, many, means, _perplexity(means), *_ratio(means, known[start, stop]))
+        for (start, stop), (many, means) in found.items()
+    )
+    whole = _ratio(losses, teacher.losses if teacher else None)
+    return Perplexity(tokens, losses, _perplexity(losses), *whole, inside)
+
+
+def _means_within(windows: list[Losses], start: int, stop: int) -> tuple[int, tuple[float | None, ...]] | None:
+    """How many tokens have so many before them, and their mean loss in each window; None if there are none."""
+    inside = [window.nats[(window.positions >= start) & (window.positions < stop)] for window in windows]
+    many = sum(len(nats) for nats in inside)
+    return (many, tuple(float(nats.mean()) if len(nats) else None for nats in inside)) if many else None
 
 
 def _limits(buckets: Buckets, longest: int) -> list[int]:

@@ -89,7 +89,7 @@ def _needles(scores: list[Scores]) -> Iterator[Row]:
 
 def _tasks(scores: list[Scores]) -> Iterator[Row]:
     for tasks in zip(*(one.tasks for one in scores), strict=True):
-        yield tasks[0][0], [f"{value:.4g}" for _, value in tasks]
+        yield tasks[0][0], [f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}" for _, value in tasks]
 
 
 def _costs(scores: list[Scores]) -> Iterator[Row]:

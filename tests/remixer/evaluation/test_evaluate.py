@@ -123,7 +123,7 @@ def test_one_figure_has_a_panel_for_each_curve(models, asked, tmp_path, monkeypa
     assert drawn[:4] == ["_perplexity", "_needles", "_generation", "_seconds"]
     assert [file.name for file in tmp_path.iterdir()] == ["figure.png"]
     drawn.clear()
-    evaluate(models, windows=asked["windows"]).plot(str(tmp_path / "one.svg"))
+    evaluate(models, windows=asked["windows"]).plot(str(tmp_path / "figure.png"))
     assert drawn == ["_perplexity"]
 
 

@@ -149,10 +149,11 @@ def test_wrong_buckets_are_refused(bigram, padded, buckets):
         perplexity(bigram, padded, buckets=buckets)
 
 
-def test_a_teacher_measured_on_other_windows_is_refused(bigram, padded):
-    elsewhere = perplexity(bigram, padded["input_ids"])
-    with pytest.raises(EvaluationError, match="give both the same"):
-        perplexity(bigram, padded, teacher=elsewhere)
+def test_a_teacher_measured_on_other_windows_or_buckets_is_refused(bigram, padded):
+    with pytest.raises(EvaluationError, match="on 24 tokens of 3 windows, the model on 17 of 3: give both the same"):
+        perplexity(bigram, padded, teacher=perplexity(bigram, padded["input_ids"]))
+    with pytest.raises(EvaluationError, match=r"in the buckets .*: give both the same"):
+        perplexity(bigram, padded, teacher=perplexity(bigram, padded), buckets=2)
 
 
 def test_where_tokens_and_padding_stand_can_be_said(bigram, padded):

@@ -57,12 +57,14 @@ def embeddings(
         >>> embeddings(identity, identity, torch.randn(20, 3, 8)).overlap
         1.0
     """
-    batches = items_of(items, neighbours)
+    batches = items_of(items, neighbours, pool)
     return compare(embedded(model, batches, pool), embedded(teacher, batches, pool), neighbours)
 
 
-def items_of(items: Windows, neighbours: int) -> list[Batch]:
+def items_of(items: Windows, neighbours: int, pool: Pool) -> list[Batch]:
     """What each call is given, more items than neighbours in all."""
+    if not callable(pool) and pool not in ("mean", "first"):
+        raise EvaluationError(f'pool must be "mean", "first" or a function, got {pool!r}')
     batches = batches_of(items)
     many = sum(len(batch.rows()) for batch in batches)
     if not 1 <= neighbours < many:
@@ -75,8 +77,6 @@ def items_of(items: Windows, neighbours: int) -> list[Batch]:
 
 def embedded(model: Model, batches: list[Batch], pool: Pool = "mean") -> Tensor:
     """Embeddings (N, C) of all items, of length 1."""
-    if not callable(pool) and pool not in ("mean", "first"):
-        raise EvaluationError(f'pool must be "mean", "first" or a function, got {pool!r}')
     found = []
     for batch in batches:
         output = output_of(model, batch)

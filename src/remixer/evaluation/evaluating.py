@@ -75,9 +75,9 @@ def evaluate(
     if not models:
         raise EvaluationError("there are no models to evaluate")
     _check_asked(windows, prompts, items, distances, cue, vocabulary, inputs_at, lengths, tasks)
-    batches = [] if windows is None else losses.windows_of(windows)
-    rows = [] if prompts is None else generated.prompts_of(prompts)
-    things = [] if items is None else embedded.items_of(items, neighbours)
+    batches = [] if windows is None else losses.windows_of(windows, buckets)
+    rows = [] if prompts is None else generated.prompts_of(prompts, tokens)
+    things = [] if items is None else embedded.items_of(items, neighbours, pool)
     samples = []
     if distances is not None and windows is not None and cue is not None and vocabulary is not None:
         samples = planted.samples_of(
@@ -86,21 +86,21 @@ def evaluate(
     if lengths is not None:
         check_cost(lengths, runs)
 
-    teacher, *others = models
+    teacher = next(iter(models))
     texts = _over_windows(models, batches, buckets, top)
     written = generated.continued(models[teacher], rows, tokens) if rows else None
     points = embedded.embedded(models[teacher], things, pool) if things else None
     found = {}
     for name, model in models.items():
-        other = name in others
+        writes, close = None, None
+        if written is not None and name != teacher:
+            writes = generated.generation(model, None, rows, tokens, written)
+        if points is not None and name != teacher:
+            close = embedded.compare(embedded.embedded(model, things, pool), points, neighbours)
         found[name] = Scores(
             *texts[name],
-            generation=generated.generation(model, None, rows, tokens, written)
-            if other and written is not None
-            else None,
-            embeddings=embedded.compare(embedded.embedded(model, things, pool), points, neighbours)
-            if other and points is not None
-            else None,
+            generation=writes,
+            embeddings=close,
             needles=planted.recalled(model, samples),
             costs=cost(model, inputs_at, lengths, runs=runs) if inputs_at and lengths else (),
             tasks=tuple((task, float(measure(model))) for task, measure in (tasks or {}).items()),

@@ -53,7 +53,7 @@ def generation(
         EvaluationError: there are no prompts, or empty ones; there are inputs of other kinds; there is neither teacher
             nor continuations.
     """
-    rows = prompts_of(prompts)
+    rows = prompts_of(prompts, tokens)
     if continuations is None:
         if teacher is None:
             raise EvaluationError("give a teacher, or its continuations")
@@ -72,8 +72,10 @@ def generation(
     )
 
 
-def prompts_of(prompts: Windows) -> list[Batch]:
+def prompts_of(prompts: Windows, tokens: int) -> list[Batch]:
     """Every prompt by itself; all of them can be continued."""
+    if tokens < 1:
+        raise EvaluationError(f"prompts are continued by 1 token or more, not by {tokens}")
     rows = rows_of(prompts)
     for row in rows:
         text = row.text()
@@ -91,10 +93,8 @@ def continued(model: Model, prompts: Windows, tokens: int = 32) -> Tensor:
     Returns:
         Token ids (N, tokens).
     """
-    if tokens < 1:
-        raise EvaluationError(f"prompts are continued by 1 token or more, not by {tokens}")
     found = []
-    for row in prompts_of(prompts):
+    for row in prompts_of(prompts, tokens):
         text = row.text()
         start = len(text)
         for _ in range(tokens):

@@ -84,15 +84,16 @@ def perplexity(
         >>> round(perplexity(uniform, torch.arange(20).view(2, 10)).perplexity, 3)
         50.0
     """
-    batches = windows_of(windows)
+    batches = windows_of(windows, buckets)
     known: Perplexity | None = None
     if teacher is not None:
         known = teacher if isinstance(teacher, Perplexity) else perplexity(teacher, windows, buckets=buckets)
     return summarise([loss for batch in batches for loss in losses_of(model, batch)], buckets, known)
 
 
-def windows_of(windows: Windows) -> list[Batch]:
-    """What each call is given, all of which has something to predict."""
+def windows_of(windows: Windows, buckets: Buckets) -> list[Batch]:
+    """What each call is given, all of which has something to predict; the buckets are looked at, too."""
+    _limits(buckets, 0)
     batches = batches_of(windows)
     for batch in batches:
         _predicted(batch)

@@ -157,6 +157,9 @@ class Untouched:
     ({"inputs_at": lambda length: torch.zeros(length)}, "belong together"),
     ({"windows": torch.zeros(1, 64).long(), "lengths": [0], "inputs_at": torch.zeros}, "lengths must be"),
     ({"items": torch.zeros(5, 3)}, "of 5 items"),
+    ({"windows": torch.zeros(1, 9).long(), "items": torch.zeros(15, 3), "pool": "last"}, "pool must be"),
+    ({"windows": torch.zeros(1, 9).long(), "prompts": torch.zeros(1, 9).long(), "tokens": 0}, "1 token or more"),
+    ({"windows": torch.zeros(1, 9).long(), "buckets": []}, "ascending limits"),
     ({"windows": torch.zeros(1, 9).long(), "prompts": []}, "is empty"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused_before_any_model_runs(given, message):

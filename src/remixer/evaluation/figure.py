@@ -62,10 +62,10 @@ def _needles(axes: Any, models: Mapping[str, Scores]) -> None:
 
 
 def _generation(axes: Any, models: Mapping[str, Scores]) -> None:
-    for name, scores in models.items():
+    for index, (name, scores) in enumerate(models.items()):
         if scores.generation:
             steps = scores.generation.steps
-            axes.plot(range(1, len(steps) + 1), steps, marker="o", label=name)
+            axes.plot(range(1, len(steps) + 1), steps, marker="o", label=name, color=f"C{index}")  # as in other panels
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("token written")
     axes.set_ylabel("share that is the teacher's")

@@ -109,17 +109,23 @@ def test_json_holds_everything(models, asked):
 
 
 def test_one_figure_has_a_panel_for_each_curve(models, asked, tmp_path, monkeypatch):
-    drawn = []
+    from matplotlib.colors import to_hex
+
+    drawn, colours = [], set()
     for panel, has in list(figure.PANELS.items()):
 
         def noted(axes, models, panel=panel):
             drawn.append(panel.__name__)
             panel(axes, models)
+            colours.update(
+                (line.get_label(), to_hex(line.get_color())) for line in axes.get_lines() if line.get_marker() == "o"
+            )
 
         monkeypatch.delitem(figure.PANELS, panel)
         monkeypatch.setitem(figure.PANELS, noted, has)
     path = evaluate(models, **asked).plot(tmp_path / "figure.png")
     assert path.stat().st_size > 10_000
+    assert len(colours) == 3  # one for each model, in all panels
     assert drawn[:4] == ["_perplexity", "_needles", "_generation", "_seconds"]
     assert [file.name for file in tmp_path.iterdir()] == ["figure.png"]
     drawn.clear()

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +22,25 @@ from machine import describe
 from pretrained import padded_batch, smollm2, standard_library_windows
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 import remixer
 from remixer import LongShort
+from remixer.evaluation import needle
 
 CUE = "\n# the secret key is: "
 SECRET = 8
+BACK = (300, 400)
 
 
-def samples_of(tokenizer: Any, count: int, length: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Windows with a secret, the same with another one planted, and the secret that is asked for."""
-    cue = torch.tensor(tokenizer(CUE)["input_ids"])
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for text in standard_library_windows(tokenizer, count, length):
-        secret, other = (torch.randint(1000, 40000, (SECRET,), generator=generator) for _ in range(2))
-        back = int(torch.randint(300, 400, (1,), generator=generator))
-        body = text[: length - 2 * len(cue) - 2 * SECRET]
-        at = len(body) + len(cue) + SECRET - back
-        both = (torch.cat([body[:at], cue, planted, body[at:], cue, secret]) for planted in (secret, other))
-        found.append((*both, secret))
-    return found
-
-
-def recall(model: nn.Module, windows: list[Tensor], secrets: list[Tensor]) -> dict[str, float]:
-    """Mean log-probability of the first token of a secret and of the others, and the share of tokens ranked first."""
-    first, rest, top = [], [], []
-    for window, secret in zip(windows, secrets, strict=True):
-        with torch.no_grad():
-            ids = window[None]
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -SECRET - 1 : -1]
-        found = torch.log_softmax(logits, -1).gather(1, secret[:, None])[:, 0]
-        first.append(float(found[0]))
-        rest.append(float(found[1:].mean()))
-        top.append(float((logits.argmax(-1) == secret).float().mean()))
-    return {"first": statistics.fmean(first), "rest": statistics.fmean(rest), "top1": statistics.fmean(top)}
+def configs(window: int) -> dict[str, LongShort]:
+    """What to measure, by name."""
+    retrieving = LongShort(window=window, retrieve=8, retrieve_block=4)
+    return {
+        f"long_short(window={window}, rank=0)": LongShort(window=window, rank=0),
+        f"long_short(window={window})": LongShort(window=window),
+        f"long_short(window={window}, retrieve=8, retrieve_block=4)": retrieving,
+        f"long_short(window={window}, retrieve=8)": LongShort(window=window, retrieve=8),
+    }
 
 
 def main() -> None:
@@ -71,22 +54,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, tokenizer = smollm2()
-    samples = samples_of(tokenizer, options.samples, options.length)
-    planted, others, secrets = (list(column) for column in zip(*samples, strict=True))
-    window = options.window
-    configs = {
-        f"long_short(window={window}, rank=0)": LongShort(window=window, rank=0),
-        f"long_short(window={window})": LongShort(window=window),
-        f"long_short(window={window}, retrieve=8, retrieve_block=4)": LongShort(
-            window=window, retrieve=8, retrieve_block=4
-        ),
-        f"long_short(window={window}, retrieve=8)": LongShort(window=window, retrieve=8),
-    }
-    rows: list[dict[str, Any]] = [{"mixer": "full attention", **recall(model, planted, secrets)}]
-    rows.append({"mixer": "full attention, another secret planted", **recall(model, others, secrets)})
-    for name, config in configs.items():
+    ids = standard_library_windows(tokenizer, options.samples, options.length)
+    windows = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    secret = {"cue": tokenizer(CUE)["input_ids"], "vocabulary": (1000, 40000), "secret": SECRET}
+    (full,) = needle(model, windows, [BACK], **secret)
+    rows: list[dict[str, Any]] = [{"mixer": "full attention", **asdict(full.planted)}]
+    rows.append({"mixer": "full attention, another secret planted", **asdict(full.baseline)})
+    for name, config in configs(options.window).items():
         small = remixer.remix(model, config, padded_batch(2, 64, 1000))
-        rows.append({"mixer": name, **recall(small, planted, secrets)})
+        (found,) = needle(small, windows, [BACK], **secret, baseline=False)
+        rows.append({"mixer": name, **asdict(found.planted)})
     table = Table(title=f"SmolLM2-135M, {options.samples} secrets in {options.length} tokens, no training")
     for head in ("mixer", "first token", "others", "top-1"):
         table.add_column(head, justify="left" if head == "mixer" else "right")

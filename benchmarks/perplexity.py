@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from machine import describe
 from pretrained import padded_batch, smollm2, standard_library_windows
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 import remixer
 from remixer import LongShort
+from remixer.evaluation import perplexity
 
 CONFIGS = {
     "long_short(window=128, sinks=4)": LongShort(window=128, sinks=4),
@@ -34,17 +31,6 @@ CONFIGS = {
     "long_short(window=128, sinks=4, rank=0)": LongShort(window=128, sinks=4, rank=0),
     "long_short(window=128, sinks=0, rank=0)": LongShort(window=128, sinks=0, rank=0),
 }
-
-
-def losses(model: nn.Module, windows: Tensor) -> list[float]:
-    """Mean negative log-likelihood of each window's tokens, in nats."""
-    found = []
-    for window in windows:
-        ids = window[None]
-        with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        found.append(float(F.cross_entropy(logits[0, :-1], ids[0, 1:])))
-    return found
 
 
 def main() -> None:
@@ -56,22 +42,22 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     model, tokenizer = smollm2()
-    windows = standard_library_windows(tokenizer, options.windows, options.length)
+    ids = standard_library_windows(tokenizer, options.windows, options.length)
+    windows = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     start = time.perf_counter()
-    full = losses(model, windows)
-    rows = [{"mixer": "full attention", "perplexity": math.exp(statistics.fmean(full)), "ratio": 1.0}]
+    full = perplexity(model, windows)
+    rows = [{"mixer": "full attention", "perplexity": full.perplexity, "ratio": 1.0}]
     rows[0]["seconds"] = time.perf_counter() - start
     for name, config in CONFIGS.items():
         small = remixer.remix(model, config, padded_batch(2, 64, 1000))
         start = time.perf_counter()
-        mixed = losses(small, windows)
-        harms = [after - before for after, before in zip(mixed, full, strict=True)]
+        mixed = perplexity(small, windows, teacher=full)
         rows.append(
             {
                 "mixer": name,
-                "perplexity": math.exp(statistics.fmean(mixed)),
-                "ratio": math.exp(statistics.fmean(harms)),
-                "error": statistics.stdev(harms) / math.sqrt(len(harms)) if len(harms) > 1 else 0.0,
+                "perplexity": mixed.perplexity,
+                "ratio": mixed.ratio,
+                "error": mixed.error or 0.0,
                 "seconds": time.perf_counter() - start,
             }
         )

@@ -54,7 +54,9 @@ def test_a_wheel_holds_every_file_once(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.endswith(".py")]
     assert len(names) == len(set(names))
-    expected = {f"remixer/{path.name}" for path in (ROOT / "src/remixer").glob("*.py")}
+    source = ROOT / "src/remixer"
+    drivers = [path for path in source.rglob("*.py") if path.relative_to(source).parts[0] not in FOLDERS]
+    expected = {f"remixer/{path.relative_to(source).as_posix()}" for path in drivers}
     for folder in FOLDERS:
         expected |= {
             f"remixer/{folder}/{path.relative_to(ROOT / folder).as_posix()}" for path in (ROOT / folder).rglob("*.py")

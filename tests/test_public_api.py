@@ -7,7 +7,7 @@ def test_every_public_name_exists_and_is_documented():
 
 
 def test_no_public_function_hides_a_package():
-    for name in ("rewrite", "passes", "mixers", "export"):
+    for name in ("rewrite", "passes", "mixers", "export", "evaluation"):
         assert getattr(remixer, name).__name__ == f"remixer.{name}"
 
 

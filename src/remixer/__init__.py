@@ -4,7 +4,7 @@ It captures a pretrained Transformer as a torch.fx graph, recognises every atten
 the ones you choose by an efficient token mixer.
 """
 
-from remixer import export, mixers, passes, rewrite
+from remixer import evaluation, export, mixers, passes, rewrite
 from remixer.distillation.errors import TransferError
 from remixer.distillation.transfer_report import TransferReport
 from remixer.distillation.transferring import transfer
@@ -80,6 +80,7 @@ __all__ = [
     "Unsupported",
     "UnsupportedAttentionError",
     "capture",
+    "evaluation",
     "explain",
     "export",
     "mixers",

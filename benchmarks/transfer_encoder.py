@@ -1,0 +1,87 @@
+"""What transfer wins back of MiniLM's sentence embeddings, its attentions replaced.
+
+Docstrings of Python's standard library, up to 128 tokens each, split by file. What counts: the cosine to the original's
+embedding and how many of the ten nearest of the held-out texts stay the same.
+
+Run: python benchmarks/transfer_encoder.py [--minutes 10] [--only NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe
+from pretrained import minilm
+from rich.console import Console
+from rich.table import Table
+from texts import padded, paragraphs
+from torch import Tensor
+
+import remixer
+from remixer import LongShort, Toeplitz
+from remixer.evaluation import embeddings
+
+GATED = Toeplitz(gate="value")
+VARIANTS: dict[str, Any] = {
+    "long_short(window=32), 6 sites": LongShort(window=32),
+    "toeplitz(gate='value'), 6 sites": GATED,
+    "toeplitz(gate='value'), the 3 sites that a plan picks": None,
+}
+
+
+def figures(small: Any, model: Any, held: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Cosine, mean and lowest, and overlap@10."""
+    found = embeddings(small, model, held)
+    return {"cosine": found.cosine, "lowest": found.lowest, "overlap": found.overlap}
+
+
+def main() -> None:
+    """Transfer, measure, print, write the JSON after each variant."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--texts", type=int, default=300)
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "transfer_encoder.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model, tokenizer = minilm()
+    learned, kept = paragraphs()
+    data, held = padded(tokenizer, learned, 128, 16), padded(tokenizer, kept[: options.texts], 128, 50)
+    rows: dict[str, Any] = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
+    for name in options.only:
+        mixer: Any = VARIANTS[name]
+        if mixer is None:
+            given = {"mixers": [GATED], "budget": 0.55, "length": 10**6, "transfer_steps": 40, "loss": "mean"}
+            mixer = remixer.plan(model, data[0], data, rounds=2, **given)
+        small = remixer.remix(model, mixer, data[0])
+        before = figures(small, model, held)
+        report = remixer.transfer(small, data, minutes=options.minutes, loss="mean")
+        stages = [{"name": stage.name, "steps": stage.steps, "seconds": stage.seconds} for stage in report.stages]
+        replaced = [site.name for site in small.report.sites if site.status == "replaced"]
+        rows[name] = {"before": before, "after": figures(small, model, held), "stages": stages, "sites": replaced}
+        command = " ".join(["python", "benchmarks/transfer_encoder.py", *sys.argv[1:]])
+        texts = {"learned": len(learned), "held out": min(len(kept), options.texts)}
+        result = {"command": command, "machine": describe(), "texts": texts, "rows": rows}
+        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        show(rows)
+
+
+def show(rows: dict[str, Any]) -> None:
+    """A table on the terminal."""
+    table = Table(title="MiniLM's embeddings of held-out docstrings, beside the original's")
+    for head in ("mixer", "cosine before", "after", "overlap@10 before", "after"):
+        table.add_column(head)
+    for name, row in rows.items():
+        cells = [f"{row[when][what]:.3f}" for what in ("cosine", "overlap") for when in ("before", "after")]
+        table.add_row(name, *cells)
+    Console(width=130).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,3 +19,7 @@ class StreamError(ValueError):
 
 class ShardError(ValueError):
     """A program can't be spread over processes."""
+
+
+class ExtendError(ValueError):
+    """A program can't take inputs as long as was asked."""

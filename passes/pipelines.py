@@ -8,6 +8,7 @@ from remixer.passes.base import Pipeline, Result
 from remixer.passes.canonicalise import Canonicalise
 from remixer.passes.classify_masks import ClassifyMasks
 from remixer.passes.einsum_to_matmul import EinsumToMatmul
+from remixer.passes.extend_positions import ExtendPositions
 from remixer.passes.prove_sites import ProveSites
 from remixer.passes.recognise_attention import RULES, RecogniseAttention
 from remixer.passes.repeat_heads_last import RepeatHeadsLast
@@ -26,7 +27,13 @@ def recognition(rules: tuple[Rule, ...] = RULES, watch: Callable[[Result], None]
 
 
 def replacement(
-    selection: Selection, *, strict: bool = False, watch: Callable[[Result], None] | None = None
+    selection: Selection,
+    *,
+    strict: bool = False,
+    extend: ExtendPositions | None = None,
+    watch: Callable[[Result], None] | None = None,
 ) -> Pipeline:
-    """From proven sites to the rewritten program."""
-    return Pipeline((Substitute(selection, strict), Sweep()), watch)
+    """From proven sites to the rewritten program, which then takes longer inputs if that is asked for."""
+    # Last, when masks and biases that nobody needs any more are gone.
+    longer = () if extend is None else (extend,)
+    return Pipeline((Substitute(selection, strict), Sweep(), *longer), watch)

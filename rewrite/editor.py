@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
+import sympy
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 
 from remixer.rewrite.effects import remove_dead_code
 from remixer.rewrite.errors import PassError
 from remixer.rewrite.match import Miss, module_path, source_line
 from remixer.rewrite.modules import add_module, keep_tied, weights
-from remixer.rewrite.program import Program, fake_mode
+from remixer.rewrite.program import Program, expression, fake_mode
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,63 @@ class Editor:
         self.edits.append(Edit("register", path))
         return path
 
+    def add_buffer(self, path: str, tensor: torch.Tensor) -> str:
+        """Add a buffer that isn't saved, under a path, or under the first free number behind it; gives its path."""
+        path, number = path, 0
+        while hasattr(self.graph_module, free := f"{path}_{number}" if number else path):
+            number += 1
+        self.graph_module.register_buffer(free, tensor, persistent=False)
+        self.edits.append(Edit("register", free))
+        return free
+
+    def get(self, path: str, *, before: fx.Node) -> fx.Node:
+        """Add a node in front of another that gives a parameter or buffer of the program."""
+        with self.graph.inserting_before(before):
+            node = self.graph.get_attr(path)
+        held = attrgetter(path)(self.graph_module)
+        return self._enter(node, before, _faked(held, self.graph))
+
+    def set_weight(self, path: str, tensor: torch.Tensor) -> None:
+        """Give a parameter or buffer another value, maybe of another shape, under all names that it has.
+
+        The recorded values of nodes are computed anew as far as the shape reaches.
+
+        Raises:
+            PassError: a node can't take the new shape.
+        """
+        old = attrgetter(path)(self.graph_module)
+        names = [name for name, held in weights(self.graph_module).items() if held is old]
+        new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+        for name in names:
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.graph_module.get_submodule(owner), leaf, new)
+        changed = {node for node in self.graph.find_nodes(op="get_attr") if node.target in names}
+        for node in changed:
+            node.meta["val"] = _faked(new, self.graph)
+        for node in self.graph.nodes:
+            if node.op == "call_function" and any(one in changed for one in node.all_input_nodes):
+                self._recompute(node, changed)
+        self.edits.append(Edit("replace", path))
+
+    def _recompute(self, node: fx.Node, changed: set[fx.Node]) -> None:
+        before = node.meta.get("val")
+        try:
+            now = self._fake(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            told = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise PassError(f"{node.name} can't take a weight of another shape: {told}") from error
+        if not isinstance(now, torch.Tensor) or not isinstance(before, torch.Tensor):
+            return
+        if tuple(map(expression, now.shape)) != tuple(map(expression, before.shape)):
+            node.meta["val"] = now
+            changed.add(node)
+
+    def set_limits(self, limits: Mapping[sympy.Symbol, tuple[int, int | None]], extended: Sequence[str]) -> None:
+        """Set how large the program's symbols may be, and the sentences that say why."""
+        known = replace(self.program, limits=dict(limits), extended=tuple(extended))
+        self.program = known.with_graph_module(self.graph_module)
+        self.edits.append(Edit("replace", "limits"))
+
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let all readers of one node read another, but for the nodes that the present rewrite added.
 
@@ -195,6 +255,11 @@ def _alike(old: fx.Node, new: fx.Node) -> bool:
         return False
     sizes = zip(before.shape, after.shape, strict=True)
     return all(a == b for a, b in sizes if isinstance(a, int) and isinstance(b, int))
+
+
+def _faked(tensor: torch.Tensor, graph: fx.Graph) -> torch.Tensor:
+    mode = fake_mode(graph)
+    return mode.from_tensor(tensor, static_shapes=True) if isinstance(mode, FakeTensorMode) else tensor
 
 
 def _described(node: fx.Node) -> str:

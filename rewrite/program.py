@@ -43,6 +43,7 @@ class Program:
         limits: (smallest, largest) value of a symbol, largest None if unbounded.
         static: dimensions that stayed fixed.
         notes: sentences about the capture that its user should know.
+        extended: what was made longer for longer inputs, and how: sentences.
     """
 
     graph_module: fx.GraphModule
@@ -53,6 +54,7 @@ class Program:
     limits: Mapping[sympy.Symbol, tuple[int, int | None]] = field(default_factory=dict)
     static: tuple[StaticDimension, ...] = ()
     notes: tuple[str, ...] = ()
+    extended: tuple[str, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:

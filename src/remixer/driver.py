@@ -13,6 +13,7 @@ from remixer.distillation.transferring import transfer as learn
 from remixer.errors import NoAttentionError
 from remixer.mixers import MixerConfig
 from remixer.passes.errors import UnsupportedAttentionError
+from remixer.passes.extend_positions import ExtendPositions, How, Rotary
 from remixer.passes.original import Original
 from remixer.passes.pipelines import replacement
 from remixer.passes.recognise_attention import RULES
@@ -68,6 +69,10 @@ def remix(
     transfer: Iterable[Inputs] | None = None,
     strict: bool = False,
     rules: Rules = RULES,
+    max_length: int | None = None,
+    positions: How = "repeat",
+    rotary: Rotary | None = None,
+    trained_length: int | None = None,
 ) -> Remixed:
     r"""A copy of a model in which the chosen attentions are replaced by other token mixers.
 
@@ -85,6 +90,11 @@ def remix(
         transfer: batches of data to learn from in the end, with the usual options of `remixer.transfer`.
         strict: raise if any chosen site can't take its mixer.
         rules: what recognises attention.
+        max_length: let the result take inputs of this many tokens: tables of positions, buffers of a fixed length and
+            limits that end before are extended, and the report says how. See `passes.extend_positions`.
+        positions: what learned tables of positions hold further on, "repeat" or "interpolate".
+        rotary: how to slow rotary embeddings down for `max_length`, "interpolate" or "ntk"; None leaves them.
+        trained_length: the longest input of training, for `rotary`, where nothing in the graph tells.
 
     Returns:
         A `torch.fx.GraphModule` with the model's call signature, its output structure and the names of its
@@ -97,6 +107,7 @@ def remix(
         NoAttentionError: nothing in the model could be replaced.
         AlreadyRemixedError: the model was rewritten before.
         UnsupportedAttentionError: strict, and a chosen site can't take its mixer.
+        ExtendError: something ends before `max_length`, and it can't be told how it goes on.
 
     Example:
         >>> import torch
@@ -108,6 +119,7 @@ def remix(
     if mixer == "auto" and transfer is None:
         raise ValueError('mixer="auto" measures what each attention bears: give data as transfer=')
     selection = Selection(()) if mixer == "auto" or isinstance(mixer, Plan) else _selection(mixer)
+    extend = None if max_length is None else ExtendPositions(max_length, positions, rotary, trained_length)
     steps = recognise(model, inputs, rules)
     names = [site.name for site in sites_of(steps.program)]
     missed = missed_sites(steps)
@@ -124,7 +136,7 @@ def remix(
         names = [site.name for site in sites_of(steps.program)]
     selection.check([*names, *missed])
     _refuse_missed(selection, missed, strict)
-    steps.add(replacement(selection, strict=strict)(steps.program))
+    steps.add(replacement(selection, strict=strict, extend=extend)(steps.program))
     start = time.perf_counter()
     old = steps.program.graph_module
     result = Remixed(old, old.graph)

@@ -82,6 +82,7 @@ class Report:
         static: dimensions of inputs that stayed fixed, and why.
         notes: what else there is to know about the capture.
         versions: of remixer and torch.
+        extended: what was made longer so that longer inputs are taken, and how.
     """
 
     model: str
@@ -92,6 +93,7 @@ class Report:
     static: tuple[str, ...]
     notes: tuple[str, ...]
     versions: dict[str, str]
+    extended: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -192,4 +194,8 @@ def _remarks(report: Report) -> list[Text]:
     lines = [f"{report.order} because of {node}" for node in report.blamed[:4]]
     if len(report.blamed) > 4:
         lines.append(f"... and {len(report.blamed) - 4} more")
-    return [Text(line) for line in [*lines, *report.static, *report.notes]]
+    return [Text(line) for line in [*lines, *report.static, *report.notes, *_extended(report)]]
+
+
+def _extended(report: Report) -> list[str]:
+    return [f"extended: {line}" for line in report.extended]

@@ -111,6 +111,7 @@ def report_of(steps: Steps, status: Status) -> Report:
         tuple(map(str, steps.captured.static)),
         steps.captured.notes,
         {"torch": torch.__version__},
+        steps.program.extended,
     )
 
 

@@ -26,6 +26,7 @@ from remixer.passes.prove_longer import prove_longer
 from remixer.passes.scale_rotary import Rotary, angles_of, scale_angles, scale_of
 from remixer.passes.table_ends import End, ends_of, inputs_that_count, unexplained_limits
 from remixer.rewrite.editor import Editor
+from remixer.rewrite.errors import PassError
 from remixer.rewrite.program import Program
 from remixer.rewrite.sizes import letters_of
 
@@ -113,13 +114,27 @@ class ExtendPositions(Pass):
         told: list[str] = []
         waves = False
         while ends := ends_of(Positions(editor.program), self.max_length):
+            self._refuse_again(ends, found)
             found += ends
             longer = {name: self._longer(editor.program, name, each, found) for name, each in _by_name(ends).items()}
             for name, (tensor, sentence, wave) in longer.items():
-                editor.set_weight(name, tensor)
+                try:
+                    editor.set_weight(name, tensor)
+                except PassError as error:
+                    raise ExtendError(f"can't extend {name} to {self.max_length:,}: {error}") from error
                 told.append(sentence)
                 waves |= wave
         return found, told, waves
+
+    def _refuse_again(self, ends: list[End], found: list[End]) -> None:
+        """Raise if what was made longer still ends: the graph cuts it off at a fixed size."""
+        known = {(end.name, end.dim): end for end in found}
+        for end in ends:
+            if (before := known.get((end.name, end.dim))) is not None and end.needed <= before.needed:
+                raise ExtendError(
+                    f"can't extend to {self.max_length:,}: {end.place or 'the model'} reads {end.name} up to a fixed "
+                    f"row only. What to do: ask for {before.reach:,} at most"
+                )
 
     def _refuse_limits(self, positions: Positions, ends: list[End]) -> None:
         letters = {symbol.name: letter for symbol, letter in letters_of(positions.program).items()}
@@ -199,7 +214,7 @@ class ExtendPositions(Pass):
             smallest, _ = limits.get(symbol, (2, None))
             before = min(end.reach for end in ends if symbol in end.symbols)
             limits[symbol] = (smallest, self.max_length)
-            told.append(f"{letters.get(symbol, symbol)} up to {before:,} to up to {self.max_length:,}")
+            told.append(f"{letters.get(symbol, symbol)}: up to {before:,} before, up to {self.max_length:,} now")
         editor.set_limits(limits, ())
         return told
 

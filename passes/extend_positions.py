@@ -76,11 +76,14 @@ class ExtendPositions(Pass):
             ExtendError: the program takes inputs of one length only.
         """
         if not program.length:
-            told = "; ".join(str(one) for one in program.static if one.dim) or "no input has a length"
-            raise ExtendError(
-                f"can't extend to {self.max_length:,}: inputs of one length only are taken ({told}). What to do: give "
-                "an example in which that dimension is larger than 1, or a model that takes several lengths"
-            )
+            self._refuse_one_length(program)
+
+    def _refuse_one_length(self, program: Program) -> None:
+        told = "; ".join(str(one) for one in program.static if one.dim) or "no input has a length"
+        raise ExtendError(
+            f"can't extend to {self.max_length:,}: inputs of one length only are taken ({told}). What to do: give an "
+            "example in which that dimension is larger than 1, or a model that takes several lengths"
+        )
 
     def run(self, editor: Editor) -> None:
         """See Pass.run."""
@@ -88,6 +91,8 @@ class ExtendPositions(Pass):
         ends, told, waves = self._extend(editor)
         positions = Positions(editor.program)
         self._refuse_limits(positions, ends)
+        if not ends and any(one.dim and one.size < self.max_length for one in editor.program.static):
+            self._refuse_one_length(editor.program)
         angles = angles_of(editor.program, positions)
         if self.rotary is not None and not angles and not waves:
             raise ExtendError(
@@ -203,8 +208,12 @@ class ExtendPositions(Pass):
     def _of_angles(self, ends: list[End]) -> str:
         trained = self._trained(ends)
         ratio = self.max_length / trained
-        told = f"positions divided by {ratio:g}" if self.rotary == "interpolate" else f"base enlarged, NTK-aware, {ratio:g}"
-        return f"rotary angles: {told} (trained up to {trained:,}), which changes what shorter inputs give"
+        told = (
+            f"positions divided by {ratio:g}"
+            if self.rotary == "interpolate"
+            else f"base enlarged, NTK-aware, {ratio:g}"
+        )
+        return f"rotary angles: {how} {ratio:g} (trained up to {trained:,}), which changes what shorter inputs give"
 
     def _lift(self, editor: Editor, ends: list[End]) -> list[str]:
         """Let the length's symbols grow to the new length."""
@@ -246,5 +255,3 @@ def _about_inputs(program: Program, positions: Positions) -> list[str]:
             "rows. Without that input in the example the model counts positions itself, and the table is extended"
         )
     return told
-
-

@@ -169,8 +169,10 @@ def _readings_of(node: fx.Node) -> Iterator[Reading]:
             if isinstance(index, fx.Node) and not _boolean(index):
                 yield Reading(node, source, dim, index)
     elif node.target is aten.slice.Tensor and rank:
-        if isinstance(_argument(node, 3), fx.Node) or isinstance(_argument(node, 2), fx.Node):
-            yield Reading(node, source, int(_argument(node, 1) or 0) % rank, None)  # type: ignore[call-overload]
+        dim = _argument(node, 1) or 0
+        assert isinstance(dim, int)
+        if any(isinstance(_argument(node, bound), fx.Node) for bound in (2, 3)):
+            yield Reading(node, source, dim % rank, None)
 
 
 def _boolean(node: fx.Node) -> bool:

@@ -78,7 +78,7 @@ def padded(call: Call) -> Call:
 
 def _check_shapes(program: Program, outputs: object, sizes: Mapping[sympy.Symbol, int], length: int) -> None:
     """Every output has to be as long as its recorded shape says: a slice that ends cuts without a word."""
-    nodes = [leaf for leaf in pytree.tree_leaves(program.graph.output_node().args)]
+    nodes = pytree.tree_leaves(program.graph.output_node().args)
     for node, value in zip(nodes, pytree.tree_leaves(outputs), strict=False):
         wanted = shape_of(node) if hasattr(node, "meta") else None
         if wanted is None or not isinstance(value, Tensor):

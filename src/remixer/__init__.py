@@ -25,7 +25,7 @@ from remixer.mixers import (
     register,
 )
 from remixer.passes.base import ApplyRules, Pass, Pipeline, Result
-from remixer.passes.errors import PreconditionError, SelectionError, UnsupportedAttentionError
+from remixer.passes.errors import ExtendError, PreconditionError, SelectionError, UnsupportedAttentionError
 from remixer.passes.recognise_attention import RULES
 from remixer.planning.errors import PlanError
 from remixer.planning.plan import Plan
@@ -50,6 +50,7 @@ __all__ = [
     "CaptureError",
     "Distributed",
     "Editor",
+    "ExtendError",
     "FrequencyToeplitz",
     "LongShort",
     "Match",

@@ -13,10 +13,12 @@ from remixer.distillation.transferring import transfer as learn
 from remixer.errors import NoAttentionError
 from remixer.mixers import MixerConfig
 from remixer.passes.errors import UnsupportedAttentionError
-from remixer.passes.extend_positions import ExtendPositions, How, Rotary
+from remixer.passes.extend_positions import ExtendPositions
+from remixer.passes.longer_tables import How
 from remixer.passes.original import Original
 from remixer.passes.pipelines import replacement
 from remixer.passes.recognise_attention import RULES
+from remixer.passes.scale_rotary import Rotary
 from remixer.passes.select import Selection
 from remixer.passes.sites import sites_of
 from remixer.passes.split_heads import SplitHeads

@@ -23,6 +23,8 @@ FIRST = dict.fromkeys(
     ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "xmod", "i-bert",
      "markuplm", "luke", "esm absolute", "mpnet", "lilt", "roberta decoder", "prophetnet"), 1,
 ) | dict.fromkeys(("opt", "biogpt", "bart", "mbart", "plbart", "mvp", "bart decoder"), 2)  # fmt: skip
+# What else depends on the longest position: distances that are as far as tables of distances go.
+SPAN = {"deberta": {"max_relative_positions": 128}, "deberta-v2": {"max_relative_positions": 128}}
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 
@@ -38,7 +40,7 @@ def takes(model: torch.nn.Module, inputs: dict[str, object]) -> bool:
 def with_longer_tables(family: Family, model: torch.nn.Module) -> torch.nn.Module:
     """The family's own model with room for longer inputs, its tables those of the other again and again."""
     room = {name: 1024 for name in TABLES if name in family.options} or {"max_position_embeddings": 1024}
-    longer = replace(family, options={**family.options, **room}).build(family.forms[0])
+    longer = replace(family, options={**family.options, **room, **SPAN.get(family.name, {})}).build(family.forms[0])
     weights, first = dict(model.named_parameters()), FIRST.get(family.name, 0)
     with torch.no_grad():
         for name, table in longer.named_parameters():

@@ -105,7 +105,7 @@ class ExtendPositions(Pass):
         told += _about_inputs(editor.program, positions)
         told += self._lift(editor, ends)
         if not ends and self.rotary is None:
-            told.append(_nothing_ends(bool(angles)))
+            told.append(_nothing_ends(self.max_length, bool(angles)))
         editor.set_limits(editor.program.limits, told)
         same = self.rotary is None and (self.how == "repeat" or not any(_learned(before, end) for end in ends))
         prove_longer(before, editor.program, ends, self.max_length, same=same)
@@ -239,10 +239,9 @@ def _learned(program: Program, end: End) -> bool:
     return isinstance(attrgetter(end.name)(program.graph_module), nn.Parameter)
 
 
-def _nothing_ends(rotary: bool) -> str:
-    if rotary:
-        return "takes any length already; its rotary angles go on beyond those of training unless they are scaled"
-    return "takes any length already"
+def _nothing_ends(max_length: int, rotary: bool) -> str:
+    told = f"nothing: {max_length:,} is taken already, no table, buffer or limit ends before"
+    return f"{told}; rotary angles go on beyond those of training unless they are scaled" if rotary else told
 
 
 def _about_inputs(program: Program, positions: Positions) -> list[str]:

@@ -25,7 +25,15 @@ FIRST = dict.fromkeys(
 ) | dict.fromkeys(("opt", "biogpt", "bart", "mbart", "plbart", "mvp", "bart decoder"), 2)  # fmt: skip
 # What else depends on the longest position: distances that are as far as tables of distances go.
 SPAN = {"deberta": {"max_relative_positions": 128}, "deberta-v2": {"max_relative_positions": 128}}
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+# One of each kind of positions: all others are slow.
+QUICK = {("bert", "softmax"), ("roberta", "softmax"), ("opt", "softmax"), ("gptj", "softmax"), ("xglm", "softmax"),
+         ("gpt-neo", None)}  # fmt: skip
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def case(family: Family, mixer: str | None) -> object:
+    marks = [] if (family.name, mixer) in QUICK else [pytest.mark.slow]
+    return pytest.param(family, mixer, marks=marks, id=f"{family.name.replace(' ', '_')}-{mixer or 'kept'}")
 
 
 def takes(model: torch.nn.Module, inputs: dict[str, object]) -> bool:
@@ -53,8 +61,9 @@ def with_longer_tables(family: Family, model: torch.nn.Module) -> torch.nn.Modul
     return longer
 
 
-@pytest.mark.parametrize("mixer", ["softmax", None], ids=["softmax", "kept"])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name.replace(" ", "_"))
+@pytest.mark.parametrize(
+    ("family", "mixer"), [case(family, mixer) for family in FAMILIES for mixer in ("softmax", None)]
+)
 def test_longer_inputs_are_taken_with_padding(family, mixer):
     form = family.forms[-1 if mixer is None else 0]
     if not family.exists or (family.name, form) in KNOWN or form in family.refused or family.one_batch:

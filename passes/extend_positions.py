@@ -208,11 +208,7 @@ class ExtendPositions(Pass):
     def _of_angles(self, ends: list[End]) -> str:
         trained = self._trained(ends)
         ratio = self.max_length / trained
-        told = (
-            f"positions divided by {ratio:g}"
-            if self.rotary == "interpolate"
-            else f"base enlarged, NTK-aware, {ratio:g}"
-        )
+        how = "positions divided by" if self.rotary == "interpolate" else "base enlarged, NTK-aware, for lengths times"
         return f"rotary angles: {how} {ratio:g} (trained up to {trained:,}), which changes what shorter inputs give"
 
     def _lift(self, editor: Editor, ends: list[End]) -> list[str]:

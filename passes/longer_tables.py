@@ -176,9 +176,6 @@ def _fitted(angles: Tensor, places: Tensor, sines: Tensor, cosines: Tensor) -> W
     return Waves(sines, cosines, slope, straight.mean(0) - slope * middle)
 
 
-Fill = Callable[[Waves, int], Tensor]
-
-
 def longer_waves(table: Tensor, dim: int, growth: Growth, scale: Callable[[Tensor], Tensor]) -> Tensor | None:
     """A table of sines and cosines that goes on by its formula, or None if it isn't one.
 
@@ -192,7 +189,7 @@ def longer_waves(table: Tensor, dim: int, growth: Growth, scale: Callable[[Tenso
     if len(wide) != 1:
         return None
     rows = table.movedim(dim, 0).reshape(table.shape[dim], -1)
-    for first in dict.fromkeys((0, growth.first)):
+    for first in dict.fromkeys((0, 1, 2, growth.first)):  # that of padding, and what comes before, may be zeros
         waves = waves_of(rows, first)
         if waves is not None:
             break

@@ -169,10 +169,10 @@ def _readings_of(node: fx.Node) -> Iterator[Reading]:
             if isinstance(index, fx.Node) and not _boolean(index):
                 yield Reading(node, source, dim, index)
     elif node.target is aten.slice.Tensor and rank:
-        dim = _argument(node, 1) or 0
-        assert isinstance(dim, int)
+        along = _argument(node, 1) or 0
+        assert isinstance(along, int)
         if any(isinstance(_argument(node, bound), fx.Node) for bound in (2, 3)):
-            yield Reading(node, source, dim % rank, None)
+            yield Reading(node, source, along % rank, None)
 
 
 def _boolean(node: fx.Node) -> bool:

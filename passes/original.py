@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any, Self
 
+from remixer.passes.errors import ExtendError
+from remixer.passes.extend_positions import ExtendPositions
 from remixer.passes.sweep import Sweep
 from remixer.rewrite.program import Program
 
@@ -14,15 +17,19 @@ class Original:
 
     Args:
         recognised: before any attention was replaced; its weights are those of the model that was given, not copies.
+        longer: lets it take the longer inputs that the rewritten model takes, where that changes nothing else.
     """
 
-    def __init__(self, recognised: Program) -> None:
-        self._recognised = recognised
+    def __init__(self, recognised: Program, longer: ExtendPositions | None = None) -> None:
+        self._recognised, self._longer = recognised, longer
 
     @functools.cached_property
     def program(self) -> Program:
         """Every attention that was understood is a site of the canonical operator, and nothing is left beside it."""
         program = Sweep()(self._recognised).program
+        if self._longer is not None:
+            with contextlib.suppress(ExtendError):  # what ends in it may be gone from the rewritten model
+                program = self._longer(program).program
         program.graph_module.eval()
         return program
 

@@ -79,8 +79,8 @@ def remix(
     r"""A copy of a model in which the chosen attentions are replaced by other token mixers.
 
     The model passed in is never changed, and its weights are kept with the result, for `transfer` to learn from.
-    Attentions that are not chosen, not understood, or whose meaning the
-    mixer can't carry over, are kept as they are, and the report says why.
+    Attentions that are not chosen, not understood, or whose meaning the mixer can't carry over, are kept as they are,
+    and the report says why.
 
     Args:
         model: any module that `torch.export.export` takes, or what it gave.
@@ -127,14 +127,15 @@ def remix(
     missed = missed_sites(steps)
     if not names:
         raise NoAttentionError(_nothing_found(steps, missed), report_of(steps, "understood"))
-    original = Original(steps.program)
+    longer = None if max_length is None else ExtendPositions(max_length)
+    original = Original(steps.program, longer)
     if mixer == "auto":
         assert transfer is not None
         mixer = plan_for(original.program, transfer, USUAL)
     if isinstance(mixer, Plan):
         selection = mixer.selection
         steps.split(SplitHeads(mixer.splits)(steps.program))
-        original = Original(steps.program)
+        original = Original(steps.program, longer)
         names = [site.name for site in sites_of(steps.program)]
     selection.check([*names, *missed])
     _refuse_missed(selection, missed, strict)

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from remixer.distillation.errors import TransferError
 from remixer.rewrite.inputs import Call, Inputs, as_call
-from remixer.rewrite.program import Program
+from remixer.rewrite.program import Program, shape_of
 
 
 def calls(data: Iterable[Inputs], program: Program, device: torch.device) -> Iterator[Call]:
@@ -26,7 +26,23 @@ def calls(data: Iterable[Inputs], program: Program, device: torch.device) -> Ite
             given = f"{len(args)} by place and {', '.join(sorted(kwargs)) or 'none'} by name"
             taken = f"{len(program.args)} by place and {', '.join(names) or 'none'} by name"
             raise TransferError(f"a batch of the data has inputs {given}; the model was remixed with {taken}")
+        _check_sizes((args, kwargs), program)
         yield pytree.tree_map_only(torch.Tensor, lambda each: each.to(device), (args, kwargs))
+
+
+def _check_sizes(call: Call, program: Program) -> None:
+    """Raise TransferError where a batch is longer than the program takes."""
+    args, kwargs = call
+    placeholders = program.graph.find_nodes(op="placeholder")
+    leaves = pytree.tree_leaves((args, {name: kwargs[name] for name in program.kwargs}))
+    for node, leaf in zip(placeholders, leaves, strict=False):
+        for dim, (size, symbol) in enumerate(zip(getattr(leaf, "shape", ()), shape_of(node) or (), strict=False)):
+            _, largest = program.limits.get(symbol, (0, None))
+            if largest is not None and size > largest:
+                raise TransferError(
+                    f"a batch of the data has {size:,} in dim {dim} of {node.target}, longer than the {largest:,} that "
+                    f"the model takes: cut it, or give remix max_length={size}"
+                )
 
 
 def again_and_again(data: Iterable[Inputs], program: Program, device: torch.device, skip: int = 0) -> Iterator[Any]:

@@ -298,3 +298,27 @@ def test_the_report_can_be_printed_and_drawn(decoder, tmp_path):
     assert json.loads(report.to_json())["outputs"]["steps"] == 4
     report.plot(tmp_path / "losses.png")
     assert (tmp_path / "losses.png").stat().st_size > 1000
+
+
+class Table(nn.Module):
+    """Learned positions that end at 30 tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(50, 32), nn.Embedding(30, 32)
+        self.layer = Layer(causal=False)
+        self.register_buffer("numbers", torch.arange(30)[None], persistent=False)
+
+    def forward(self, ids):
+        x = self.words(ids) + self.places(self.numbers[:, : ids.shape[1]])
+        return {"states": x + self.layer(x, None)}
+
+
+def test_data_may_be_as_long_as_the_rewritten_model_takes():
+    data = [{"ids": torch.randint(0, 50, (2, 20))}, {"ids": torch.randint(0, 50, (2, 70))}]
+    small = remixer.remix(Table().eval(), LongShort(window=4), data[0], max_length=100)
+    report = remixer.transfer(small, data, steps=8, progress=False)
+    assert [stage.steps for stage in report.stages] == [3, 5]
+    short = remixer.remix(Table().eval(), LongShort(window=4), data[0])
+    with pytest.raises(TransferError, match="has 70 in dim 1 of ids, longer than the 30 that the model takes"):
+        remixer.transfer(short, data, steps=8, progress=False)

@@ -165,7 +165,9 @@ class Cross(nn.Module):
         self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
 
     def forward(self, x, memory):
-        q, k, v = (p(y).unflatten(2, (4, 8)).transpose(1, 2) for p, y in ((self.q, x), (self.k, memory), (self.v, memory)))
+        q, k, v = (
+            p(y).unflatten(2, (4, 8)).transpose(1, 2) for p, y in ((self.q, x), (self.k, memory), (self.v, memory))
+        )
         return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 

@@ -191,7 +191,7 @@ def _stage(
     keep_persistence(program.graph_module, module)
     module.train(program.graph_module.training)
     names = {id(tensor): name for name, tensor in reversed(weights(program.graph_module).items())}
-    held = {name: names[id(tensor)] for name, tensor in module.named_parameters()}
+    held = {name: names[id(tensor)] for name, tensor in module.named_parameters(remove_duplicate=False)}
     distinct = {id(tensor): tensor.nbytes for tensor in weights(module).values()}
     crossings = tuple(
         Crossing(node.name, shape_of(node) or (), node.meta.get(SPREAD), node.meta["val"].dtype) for node in receives

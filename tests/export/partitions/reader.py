@@ -58,6 +58,16 @@ def gradients(folder, shape):
     return {name.removeprefix("module."): each.grad for name, each in model.named_parameters()}
 
 
+def stage_gradients(folder, shape, microbatches=None):
+    """The same with the model's own average, and twice, since gradients add up."""
+    model = load_partition(folder, microbatches=microbatches)
+    for _ in range(2):
+        found = model(**inputs(*shape))
+        (0.5 * (found["logits"].square().mean() + found["mean"].sum())).backward()
+    model.average_gradients()
+    return {name.removeprefix("module."): each.grad for name, each in model.named_parameters()}
+
+
 def different_shapes(folder):
     """An error, where one process is given longer inputs."""
     rank, model = torch.distributed.get_rank(), load_partition(folder)

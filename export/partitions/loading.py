@@ -20,7 +20,7 @@ from remixer.export.errors import PartitionError
 from remixer.export.partitions.agreement import agree
 from remixer.export.partitions.partitioned import Partitioned
 from remixer.export.partitions.pipeline import Pipeline
-from remixer.export.partitions.places import all_of, place_on, problem_of
+from remixer.export.partitions.places import everyone_on, place_on, problem_of
 from remixer.export.partitions.plan import STAGES, PartitionPlan, digest, versions
 from remixer.rewrite.modules import keep_persistence
 
@@ -58,14 +58,14 @@ def load_partition(
     folder = Path(folder)
     device = _device() if device is None else torch.device(device)
     _initialise(device, timeout)
-    everyone = all_of(mesh, timeout)
+    everyone = everyone_on(mesh)
     stage = 0 if mesh is None or STAGES not in (mesh.mesh_dim_names or ()) else mesh.get_local_rank(STAGES)
     try:
         plan = PartitionPlan.read(folder)
         if mesh is None:
-            stage = dist.get_rank(everyone) * max(1, len(plan.stages)) // dist.get_world_size(everyone)
+            stage = everyone.rank * max(1, len(plan.stages)) // len(everyone.members)
         mine: dict[str, Any] = {
-            "number of processes": dist.get_world_size(everyone),
+            "number of processes": len(everyone.members),
             "versions": versions(),
             "number of microbatches": microbatches,
             "plan": plan.to_dict(),

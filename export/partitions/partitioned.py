@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
 from remixer.export.errors import PartitionError
-from remixer.export.partitions.agreement import agree
+from remixer.export.partitions.agreement import agree, same_everywhere
 from remixer.export.partitions.pipeline import Pipeline
 from remixer.export.partitions.places import Place
 from remixer.export.partitions.plan import MESH_DIM, PartitionPlan
@@ -78,8 +78,8 @@ class Partitioned(nn.Module):
         except PartitionError:
             raise
         except RuntimeError as error:
-            rank = self.place.rank
-            gone = missing(self.place.everyone, rank, self._calls, self.place.timeout)
+            rank = self.place.everyone.rank
+            gone = missing(self.place.everyone, self._calls, self.place.timeout)
             if not gone:
                 raise
             who = ", ".join(map(str, gone))
@@ -102,14 +102,10 @@ class Partitioned(nn.Module):
 
     def _agree(self, shapes: list[Any]) -> None:
         """Different shapes would abort a process from within: they are compared before."""
-        group = self.place.everyone
         mine = int.from_bytes(hashlib.sha256(repr(shapes).encode()).digest()[:7], "big")
         device = next((each.device for each in self.module.parameters()), torch.device("cpu"))
-        number = torch.tensor([mine], device=device)
-        found = [torch.zeros_like(number) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(found, number, group)
-        if any(int(each) != mine for each in found):
-            agree(group, {"shapes": shapes}, "run the partitioned model")
+        if not same_everywhere(self.place.everyone, mine, device):
+            agree(self.place.everyone, {"shapes": shapes}, "run the partitioned model")
 
 
 class _Pipelined(torch.autograd.Function):

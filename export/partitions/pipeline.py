@@ -13,13 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
-from torch.distributed import ProcessGroup
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from remixer.export.errors import PartitionError
-from remixer.export.partitions.places import Place, holders
+from remixer.export.partitions.places import Place
 from remixer.export.partitions.plan import STAGES, PartitionPlan
 from remixer.export.partitions.shapes import letters_in, like
 
@@ -41,22 +40,16 @@ class Pipeline:
         self.module, self.plan, self.index, self.wanted = module, plan, place.stage, microbatches
         self.group = place.along[STAGES]
         self.last = self.index == len(plan.stages) - 1
-        self._tied = self._groups(place)
+        self._names = [name for name, _ in module.named_parameters()]
+        self._tied = self._shared()
 
-    def _groups(self, place: Place) -> list[tuple[str, ProcessGroup]]:
-        """The weights that other stages have too, and the processes that have them, in an order common to all."""
-        found, seen = [], set()
-        own = dict(self.module.named_parameters())
-        common = {name: tied for name, tied in self.plan.stages[self.index].tied.items() if name in own}
-        groups: dict[tuple[int, ...], ProcessGroup] = {}
-        for name, tied in sorted(common.items(), key=lambda each: each[1]):
-            stages = tuple(i for i, stage in enumerate(self.plan.stages) if tied in stage.tied.values())
-            if stages not in groups:
-                groups[stages] = holders(place, stages)
-            if tied not in seen:
-                seen.add(tied)
-                found.append((name, groups[stages]))
-        return found
+    def _shared(self) -> list[tuple[str, list[int]]]:
+        """The weights that other stages have too, and the stages that have them, in an order common to all."""
+        own = {tied: name for name, tied in self.plan.stages[self.index].tied.items() if name in self._names}
+        return [
+            (own[tied], [number for number, stage in enumerate(self.plan.stages) if tied in stage.tied.values()])
+            for tied in sorted(own)
+        ]
 
     def microbatches(self, leaves: Sequence[Any]) -> int:
         """How many the batch of these inputs is cut into.
@@ -93,21 +86,21 @@ class Pipeline:
             weights: of this stage, in the module's order.
             given: the gradients of the outputs; those of the last stage count.
         """
-        names = [name for name, _ in self.module.named_parameters()]
         with torch.enable_grad():
             twins = {
                 name: weight.detach().requires_grad_(weight.requires_grad)
-                for name, weight in zip(names, weights, strict=True)
+                for name, weight in zip(self._names, weights, strict=True)
             }
             inputs = [_twin(leaf) for leaf in leaves]
             chunks = _Chunks(self, twins, self._calls(inputs, structure), given if self.last else None)
             self._step(chunks, backward=True)
-        for name, group in self._tied:
-            twins[name].grad = _summed(twins[name], group)
+        for name, stages in self._tied:
+            twins[name].grad = self._sum(twins[name], stages)
+        everywhere = list(range(len(self.plan.stages)))
         of_inputs = [
-            _summed(leaf, self.group) if isinstance(leaf, Tensor) and leaf.requires_grad else None for leaf in inputs
+            self._sum(leaf, everywhere) if isinstance(leaf, Tensor) and leaf.requires_grad else None for leaf in inputs
         ]
-        return of_inputs, [twins[name].grad for name in names]
+        return of_inputs, [twins[name].grad for name in self._names]
 
     def _calls(self, leaves: Sequence[Any], structure: pytree.TreeSpec) -> list[dict[str, Any]]:
         """The inputs of each microbatch, by name."""
@@ -140,6 +133,18 @@ class Pipeline:
             schedule.step(chunk=each, target=each, return_outputs=False)
         else:
             schedule.step(chunk=each, return_outputs=False)
+
+    def _sum(self, tensor: Tensor, stages: list[int]) -> Tensor:
+        """The sum of a tensor's gradients over some stages, on each of them."""
+        own = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.contiguous()
+        found = {stage: own if stage == self.index else torch.empty_like(own) for stage in stages}
+        ranks = dist.get_process_group_ranks(self.group)
+        others = [stage for stage in stages if stage != self.index]
+        both = [dist.P2POp(dist.isend, own, ranks[stage], self.group) for stage in others]
+        both += [dist.P2POp(dist.irecv, found[stage], ranks[stage], self.group) for stage in others]
+        for work in dist.batch_isend_irecv(both) if both else ():
+            work.wait()
+        return torch.stack([found[stage] for stage in stages]).sum(0)  # in one order, to the bit the same on all
 
     def _broadcast(self, outputs: Any) -> Any:
         """What the last stage has, on all."""
@@ -233,12 +238,6 @@ def _loss(output: Tensor, chunk: Tensor) -> Tensor:
 
 def _twin(leaf: Any) -> Any:
     return leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
-
-
-def _summed(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    total = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.contiguous()
-    dist.all_reduce(total, group=group)
-    return total
 
 
 def _joined(outputs: list[Any]) -> Any:

@@ -17,6 +17,24 @@ from remixer.export.partitions.plan import MESH_DIM, STAGES
 
 
 @dataclass(frozen=True)
+class Everyone:
+    """All processes that share a model.
+
+    Attributes:
+        members: their places in torch.distributed.
+        groups: this process's, one for each dimension; what goes through one after the other reaches all.
+    """
+
+    members: tuple[int, ...]
+    groups: tuple[ProcessGroup, ...]
+
+    @property
+    def rank(self) -> int:
+        """This process's place among them."""
+        return self.members.index(dist.get_rank())
+
+
+@dataclass(frozen=True)
 class Place:
     """One process among those that share a model.
 
@@ -27,15 +45,10 @@ class Place:
         timeout: how long processes wait for one another.
     """
 
-    everyone: ProcessGroup
+    everyone: Everyone
     along: Mapping[str, ProcessGroup]
     at: Mapping[str, int]
     timeout: timedelta
-
-    @property
-    def rank(self) -> int:
-        """Its place among all."""
-        return dist.get_rank(self.everyone)
 
     @property
     def stage(self) -> int:
@@ -43,24 +56,22 @@ class Place:
         return self.at.get(STAGES, 0)
 
 
-def all_of(mesh: DeviceMesh | None, timeout: timedelta) -> ProcessGroup:
-    """The processes that share a model: those of a mesh's dimensions "stages" and "sequence", or all there are.
+def everyone_on(mesh: DeviceMesh | None) -> Everyone:
+    """The processes of a mesh's dimensions "stages" and "sequence", or all there are.
 
     Raises:
         PartitionError: the mesh has neither.
     """
     if mesh is None:
         assert dist.group.WORLD is not None
-        return dist.group.WORLD
+        return Everyone(tuple(range(dist.get_world_size())), (dist.group.WORLD,))
     names = _named(mesh)
-    if len(names) == 1:
-        return mesh.get_group(names[0])
-    return _group(mesh[names].mesh.flatten().tolist(), timeout)
+    if not names:
+        raise PartitionError(f"the mesh has none of the dimensions {STAGES!r} and {MESH_DIM!r}: {mesh.mesh_dim_names}")
+    return Everyone(tuple(mesh[names].mesh.flatten().tolist()), tuple(map(mesh.get_group, names)))
 
 
-def place_on(
-    sizes: Mapping[str, int], mesh: DeviceMesh | None, everyone: ProcessGroup, timeout: timedelta
-) -> Place:
+def place_on(sizes: Mapping[str, int], mesh: DeviceMesh | None, everyone: Everyone, timeout: timedelta) -> Place:
     """This process's place, and its groups. Collective, if there is no mesh.
 
     Args:
@@ -72,45 +83,32 @@ def place_on(
     if mesh is not None:
         own = {name: mesh.get_group(name) for name in sizes}
         return Place(everyone, own, {name: mesh.get_local_rank(name) for name in sizes}, timeout)
-    ranks = dist.get_process_group_ranks(everyone)
-    places = torch.tensor(ranks).view(*sizes.values())
-    mine = dict(zip(sizes, (places == dist.get_rank()).nonzero()[0].tolist(), strict=True))
+    if len(sizes) == 1:
+        return Place(everyone, dict.fromkeys(sizes, everyone.groups[0]), dict.fromkeys(sizes, everyone.rank), timeout)
+    places = torch.tensor(everyone.members).view(*sizes.values())
     along = {}
     for dim, name in enumerate(sizes):
-        others = places[tuple(slice(None) if index == dim else at for index, at in enumerate(mine.values()))].tolist()
-        along[name] = everyone if others == ranks else _group(others, timeout)
-    return Place(everyone, along, mine, timeout)
-
-
-def holders(place: Place, stages: tuple[int, ...]) -> ProcessGroup:
-    """The processes of these stages that have this one's part of the tokens. Collective among them."""
-    ranks = dist.get_process_group_ranks(place.along[STAGES])
-    return _group([ranks[stage] for stage in stages], place.timeout)
+        for members in places.movedim(dim, -1).flatten(0, -2).tolist():
+            group = dist.new_group(members, timeout=timeout)  # all processes make all groups, in this order
+            if dist.get_rank() in members:
+                assert isinstance(group, ProcessGroup)
+                along[name] = group
+    at = (places == dist.get_rank()).nonzero()[0].tolist()
+    return Place(everyone, along, dict(zip(sizes, at, strict=True)), timeout)
 
 
 def problem_of(mesh: DeviceMesh | None, sizes: Mapping[str, int]) -> str:
     """Why a mesh is not the one that a model was partitioned for, or ""."""
-    found = {name: mesh.size(_dims(mesh).index(name)) for name in _named(mesh)} if mesh is not None else None
-    if found is None or {name: found.get(name) for name in sizes} == dict(sizes):
+    if mesh is None:
         return ""
+    found = {name: mesh[name].size() for name in _named(mesh)}
     if math.prod(found.values()) != math.prod(sizes.values()):
         return ""  # the number of processes says it
+    wanted = {name: sizes.get(name, 1) for name in found.keys() | sizes.keys()}
+    if {name: found.get(name) for name in wanted} == wanted:
+        return ""
     return f"the model was partitioned for a mesh of {dict(sizes)}, this one is of {found}"
 
 
 def _named(mesh: DeviceMesh) -> tuple[str, ...]:
-    names = tuple(name for name in _dims(mesh) if name in (STAGES, MESH_DIM))
-    if not names:
-        raise PartitionError(f"the mesh has none of the dimensions {STAGES!r} and {MESH_DIM!r}, but {_dims(mesh)}")
-    return names
-
-
-def _dims(mesh: DeviceMesh) -> tuple[str, ...]:
-    return tuple(mesh.mesh_dim_names or ())
-
-
-def _group(ranks: list[int], timeout: timedelta) -> ProcessGroup:
-    """A group that its own members make, whatever the others do."""
-    group = dist.new_group(ranks, timeout=timeout, use_local_synchronization=True)
-    assert isinstance(group, ProcessGroup)
-    return group
+    return tuple(name for name in mesh.mesh_dim_names or () if name in (STAGES, MESH_DIM))

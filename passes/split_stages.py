@@ -14,7 +14,6 @@ A weight that several stages read is in each of them. Its gradient is then the s
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 

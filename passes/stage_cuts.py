@@ -69,9 +69,7 @@ class Values:
 
     def crossing(self, place: dict[fx.Node, int], stage: int) -> list[fx.Node]:
         """What is sent from this stage to the next one."""
-        return [
-            node for node in self.wide if place[node] <= stage and any(place[user] > stage for user in node.users)
-        ]
+        return [node for node in self.wide if place[node] <= stage and any(place[user] > stage for user in node.users)]
 
 
 def _written_together(graph: fx.Graph) -> list[set[fx.Node]]:
@@ -108,9 +106,7 @@ class Cutting:
         self.sizes = sizes_for(program, 1, tokens)
         held = self._weights()
         work, bytes_ = sum(flops.get(node, 0) for node in values.wide) or 1, sum(held.values()) or 1
-        loads = [
-            (1 - memory) * flops.get(node, 0) / work + memory * held.get(node, 0) / bytes_ for node in values.wide
-        ]
+        loads = [(1 - memory) * flops.get(node, 0) / work + memory * held.get(node, 0) / bytes_ for node in values.wide]
         ends = list(itertools.accumulate(loads))
         total = ends[-1] if ends else 1.0
         self.ends = [end / (total or 1.0) for end in ends]

@@ -94,7 +94,9 @@ def _uneven_example(program: Program, plan: PartitionPlan) -> Call:
             if isinstance(symbol, sympy.Symbol):
                 own[symbol] = shapes[str(node.target)].shape[dim]
     for fewer in range(1, 2 * size):
-        sizes = {symbol: number if symbol in program.batch else max(2, number - fewer) for symbol, number in own.items()}
+        sizes = {
+            symbol: number if symbol in program.batch else max(2, number - fewer) for symbol, number in own.items()
+        }
         other = example_at(program, sizes)
         with contextlib.suppress(NotRunError):
             run(program.graph_module, other)

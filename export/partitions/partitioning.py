@@ -79,9 +79,9 @@ class Partition:
             folder.mkdir(exist_ok=True)
             publish(draft, folder, last=PLAN)
         for file in folder.iterdir():
-            if re.fullmatch(r"(graph|stage\d+)\.pt2|(weights|stage\d+)\.safetensors", file.name):
-                if file.name not in plan.fingerprint:
-                    file.unlink()  # of an earlier partition
+            ours = re.fullmatch(r"(graph|stage\d+)\.pt2|(weights|stage\d+)\.safetensors", file.name)
+            if ours and file.name not in plan.fingerprint:
+                file.unlink()  # of an earlier partition
 
     def exported(self, stage: int = 0) -> ExportedProgram:
         """The graph of a stage through torch.export: no process group is needed for it.

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
@@ -112,6 +111,8 @@ class Pipeline:
         return [pytree.tree_unflatten(list(each), structure) for each in zip(*cut, strict=True)]
 
     def _step(self, chunks: _Chunks, *, backward: bool) -> None:
+        from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
         stages = self.plan.stages
         letters = letters_in(self.plan, pytree.tree_leaves(chunks.calls[0]))
         received = [like(self.plan, each, letters) for each in stages[self.index].receives]
@@ -122,10 +123,9 @@ class Pipeline:
         for each in (*received, *sent):
             each.requires_grad_(backward)
         number, device = len(chunks.calls), chunks.device
-        stage = PipelineStage(
-            chunks, self.index, len(stages), device, input_args=tuple(received), output_args=tuple(sent),
-            group=self.group,
-        )  # fmt: skip
+        # Made anew for every call: with shapes given, no forward pass is run to find them out.
+        sizes = {"input_args": tuple(received), "output_args": tuple(sent)}
+        stage = PipelineStage(chunks, self.index, len(stages), device, **sizes, group=self.group)  # type: ignore[arg-type]
         kind = Schedule1F1B if backward and number >= len(stages) else ScheduleGPipe
         schedule = kind(stage, number, loss_fn=_loss if backward else None, scale_grads=False)
         each = torch.arange(number)

@@ -18,7 +18,7 @@ from remixer.rewrite.program import Program
 def flops_of(program: Program, tokens: int) -> dict[fx.Node, int]:
     """Floating-point operations of products and attentions, node by node, as torch.utils.flop_counter counts them.
 
-    Nothing is computed: the program runs on shapes alone.
+    Nothing is computed: the program runs on shapes alone. Where it can't, its own example is run.
 
     Args:
         program: the program.
@@ -31,8 +31,12 @@ def flops_of(program: Program, tokens: int) -> dict[fx.Node, int]:
 
     call: Call = pytree.tree_map(shape_only, example_at(program, sizes_for(program, 1, tokens)))
     counting = _Counting(program.graph_module)
-    with torch.no_grad(), fake:
-        counting.run(*pytree.tree_leaves(call))
+    with torch.no_grad():
+        try:
+            with fake:
+                counting.run(*pytree.tree_leaves(call))
+        except RuntimeError:  # a size depends on values
+            counting.run(*pytree.tree_leaves(example_at(program, {})))
     return counting.found
 
 

@@ -123,7 +123,7 @@ def partition(
         gather: whether outputs come whole on every process, or each gives its own part.
 
     Returns:
-        The partition: run its `graph_module` where torch.distributed is initialised, or `save` it.
+        The partition: `save` it; or, of one stage, run its `graph_module` where torch.distributed is initialised.
 
     Raises:
         PartitionError: the model can't be spread so, or gives something else when it is.
@@ -145,7 +145,9 @@ def partition(
     with mode(model, training=False), bound(MESH_DIM, Ranks(ALONE, 1)):
         program = Program.of(model)
         inputs = tuple(str(node.target) for node in program.graph.find_nodes(op="placeholder"))
-        plan = PartitionPlan(ranks, strategy, "replicated", "", mesh, "contiguous", (), inputs, None, versions())
+        plan = PartitionPlan(
+            ranks, strategy, "replicated", "it was asked for", mesh, "contiguous", (), inputs, None, versions()
+        )
         try:
             if strategy == "sequence":
                 choice = _choice(program, size, scheme, tokens, machine or Machine())
@@ -158,7 +160,8 @@ def partition(
                 )
                 spread = result.program
             else:
-                plan = replace(plan, reason="it was asked for" if size > 1 else "every process has all tokens")
+                if strategy == "stages":
+                    plan = replace(plan, scheme="none", reason="every process has all tokens")
                 spread = _replicated(program)
             if mesh.get(STAGES, 1) == 1:
                 return Partition(spread, plan)

@@ -145,9 +145,8 @@ def partition(
     with mode(model, training=False), bound(MESH_DIM, Ranks(ALONE, 1)):
         program = Program.of(model)
         inputs = tuple(str(node.target) for node in program.graph.find_nodes(op="placeholder"))
-        plan = PartitionPlan(
-            ranks, strategy, "replicated", "it was asked for", mesh, "contiguous", (), inputs, None, versions()
-        )
+        asked = ("none", "each process has all tokens") if strategy == "stages" else ("replicated", "it was asked for")
+        plan = PartitionPlan(ranks, strategy, *asked, mesh, "contiguous", (), inputs, None, versions())
         try:
             if strategy == "sequence":
                 choice = _choice(program, size, scheme, tokens, machine or Machine())
@@ -160,8 +159,6 @@ def partition(
                 )
                 spread = result.program
             else:
-                if strategy == "stages":
-                    plan = replace(plan, scheme="none", reason="every process has all tokens")
                 spread = _replicated(program)
             if mesh.get(STAGES, 1) == 1:
                 return Partition(spread, plan)

@@ -8,7 +8,7 @@ is that of the microbatches under way, and any loss of the whole outputs is exac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -149,14 +149,16 @@ class Pipeline:
     def _broadcast(self, outputs: Any) -> Any:
         """What the last stage has, on all."""
         source = dist.get_process_group_ranks(self.group)[-1]
-        told = [pytree.tree_map(lambda each: each.to("meta") if isinstance(each, Tensor) else each, outputs)]
+        told = [pytree.tree_map(_described, outputs)]
         dist.broadcast_object_list(told, source, self.group)
-        leaves, structure = pytree.tree_flatten(told[0])
+        leaves, structure = pytree.tree_flatten(told[0], is_leaf=lambda each: isinstance(each, _Described))
         device = next((each.device for each in self.module.parameters()), torch.device("cpu"))
         own = pytree.tree_leaves(outputs) if self.last else leaves
-        for index, each in enumerate(own):
-            if isinstance(each, Tensor):
-                whole = each.contiguous() if self.last else torch.empty_like(each, device=device)
+        for index, each in enumerate(leaves):
+            if isinstance(each, _Described):
+                whole = (
+                    own[index].contiguous() if self.last else torch.empty(each.size, dtype=each.dtype, device=device)
+                )
                 plain = whole.view(torch.uint8) if whole.dtype is torch.bool else whole
                 dist.broadcast(plain, source, self.group)
                 own[index] = whole
@@ -230,6 +232,17 @@ class _Received(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         return gradients
+
+
+class _Described(NamedTuple):
+    """A tensor that lies without gaps, by its shape and dtype."""
+
+    size: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _described(leaf: Any) -> Any:
+    return _Described(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf
 
 
 def _loss(output: Tensor, chunk: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ def stage_faults(folder, other, how):
 
 def one_stage_leaves(folder, how, moment):
     """An error on those who stay, where process 1 ends or stops in the middle of a call, or before going backward."""
-    rank, model = torch.distributed.get_rank(), load_partition(folder, timeout=timedelta(seconds=12))
+    rank, model = torch.distributed.get_rank(), load_partition(folder, timeout=timedelta(seconds=30))
     model(**inputs(12))["mean"].sum().backward()
     found = model(**inputs(12)) if moment == "backward" else None
     if rank == 1:

@@ -23,3 +23,7 @@ class ShardError(ValueError):
 
 class ExtendError(ValueError):
     """A program can't take inputs as long as was asked."""
+
+
+class StageError(ValueError):
+    """A program can't be split into pipeline stages."""

@@ -163,7 +163,7 @@ class _Sharding:
         self.dims[node] = dim
         node.meta[SPREAD] = dim
         self._cut_operands(node, dim)
-        self._local_sizes(node, spread[0])
+        self._local_sizes(node)
 
     def _tokens_in(self, node: fx.Node) -> int | None:
         """The only dimension of a value that runs over the tokens."""
@@ -188,28 +188,24 @@ class _Sharding:
             if 0 <= place < len(shape) and rows_in(shape[place], self.tokens) is not None:
                 self.editor.read(node, operand, self._part(operand, place, node))
 
-    def _local_sizes(self, node: fx.Node, spread: fx.Node) -> None:
+    def _local_sizes(self, node: fx.Node) -> None:
         """Sizes that are arguments, such as those of a view, count the own tokens only."""
         for size in node.all_input_nodes:
             value = size.meta.get("val")
             if isinstance(value, torch.SymInt) and expression(value).free_symbols & self.tokens.free_symbols:
-                self.editor.read(node, size, self._local_size(size, spread, node))
+                self.editor.read(node, size, self._local_size(size, node))
 
-    def _local_size(self, size: fx.Node, spread: fx.Node, before: fx.Node) -> fx.Node:
+    def _local_size(self, size: fx.Node, before: fx.Node) -> fx.Node:
         """A size of the whole sequence as one of the part."""
         found = expression(size.meta["val"])
         if found == self.tokens:
-            dim = self.dims[spread]
-            rows = rows_in((shape_of(spread) or ())[dim], self.tokens)
-            if rows == 1:
-                return self.editor.call(aten.sym_size.int, spread, dim, before=before, fake=size.meta["val"])
             return self.editor.call(own_tokens, self._count(before), *self.where, before=before, fake=size.meta["val"])
         if size.op != "call_function" or size.target is aten.sym_size.int:
             raise ShardError(f"cannot shard the sequence: {before.name} takes a size of {found}, made of the tokens'")
         args = map_arg(
             size.args,
             lambda each: (
-                self._local_size(each, spread, before)
+                self._local_size(each, before)
                 if expression(each.meta["val"]).free_symbols & self.tokens.free_symbols
                 else each
             ),

@@ -21,6 +21,7 @@ class Processes:
     def __init__(self, size, folder, timeout=60):
         context = multiprocessing.get_context("spawn")
         self.size, self.pipes, self.running = size, [], []
+        self.patience = max(120, timeout)
         for rank in range(size):
             mine, theirs = context.Pipe()
             process = context.Process(
@@ -46,7 +47,7 @@ class Processes:
 
     def answer(self, rank):
         """Whether a process could do it, and what it gave."""
-        if not self.pipes[rank].poll(120):
+        if not self.pipes[rank].poll(self.patience):
             raise TimeoutError(f"process {rank} of {self.size} does not answer")
         return _unpacked(self.pipes[rank].recv_bytes())
 

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch.distributed import ProcessGroup
 
 from remixer.export.errors import PartitionError
+from remixer.export.partitions.places import Everyone
 
 
-def agree(group: ProcessGroup, mine: dict[str, Any], what: str) -> None:
+def agree(everyone: Everyone, mine: dict[str, Any], what: str) -> None:
     """Compare what every process says. Collective.
 
     Args:
-        group: the processes.
+        everyone: the processes.
         mine: what this one says; under "problem" what it can't go on for.
         what: they are about to do, for the error.
 
     Raises:
         PartitionError: on all of them, if one has a problem or says something else than the first; it is named.
     """
-    answers: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(answers, mine, group)
+    answers: list[Any] = [mine]
+    for group in everyone.groups[::-1]:
+        found: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(found, answers, group)
+        answers = [answer for each in found for answer in each]
     for rank, answer in enumerate(answers):
         if "problem" in answer:
             raise PartitionError(f"cannot {what}: process {rank} says: {answer['problem']}")
@@ -32,6 +36,16 @@ def agree(group: ProcessGroup, mine: dict[str, Any], what: str) -> None:
             if answer.get(name) != first[name]:
                 told = _difference(answer.get(name), first[name])
                 raise PartitionError(f"cannot {what}: process {rank} has another {name} than process 0: {told}")
+
+
+def same_everywhere(everyone: Everyone, number: int, device: torch.device) -> bool:
+    """Whether all processes have the same number. Collective."""
+    told = torch.tensor([number], device=device)
+    for group in everyone.groups[::-1]:
+        found = [torch.zeros_like(told) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(found, told, group)
+        told = torch.cat(found)
+    return bool((told == number).all())
 
 
 def _difference(other: Any, first: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import remixer.mixers.distributed  # noqa: F401  registers the operators of the 
 from remixer.export.errors import PartitionError
 from remixer.export.partitions.agreement import agree
 from remixer.export.partitions.partitioned import Partitioned
-from remixer.export.partitions.plan import GRAPH, MESH_DIM, WEIGHTS, PartitionPlan, digest, versions
+from remixer.export.partitions.pipeline import Pipeline
+from remixer.export.partitions.places import everyone_on, place_on, problem_of
+from remixer.export.partitions.plan import STAGES, PartitionPlan, digest, versions
 from remixer.rewrite.modules import keep_persistence
 
 TIMEOUT = timedelta(minutes=5)
@@ -30,6 +33,7 @@ def load_partition(
     mesh: DeviceMesh | None = None,
     device: str | torch.device | None = None,
     timeout: timedelta = TIMEOUT,
+    microbatches: int | None = None,
 ) -> Partitioned:
     """A partitioned model on this process; all processes that share it have to call this.
 
@@ -38,45 +42,58 @@ def load_partition(
 
     Args:
         folder: that `Partition.save` wrote.
-        mesh: whose dimensions have the plan's names, if these processes are not all there are.
+        mesh: whose dimensions "stages" and "sequence" are those of the plan, if these processes are not all there are.
         device: to run on; this process's GPU if there are any, else the CPU.
         timeout: how long processes wait for one another. Where torch.distributed is not initialised yet it is, from
             what torchrun says, with this timeout, and NCCL on GPUs or gloo on CPUs; where it is, say what it has.
+        microbatches: of equal size, that each batch goes through the pipeline in, if there is one. By default as many
+            as there are stages where their number divides the batch, else one.
 
     Raises:
         PartitionError: a process differs, or can't read the folder; or torch.distributed can't be initialised.
+        ValueError: microbatches is less than 1.
     """
+    if microbatches is not None and microbatches < 1:
+        raise ValueError(f"microbatches must be at least 1, got {microbatches}")
     folder = Path(folder)
     device = _device() if device is None else torch.device(device)
     _initialise(device, timeout)
-    group = _group(mesh)
-    rank = dist.get_rank(group)
+    everyone = everyone_on(mesh)
+    stage = 0 if mesh is None or STAGES not in (mesh.mesh_dim_names or ()) else mesh.get_local_rank(STAGES)
     try:
         plan = PartitionPlan.read(folder)
+        if mesh is None:
+            stage = everyone.rank * max(1, len(plan.stages)) // len(everyone.members)
         mine: dict[str, Any] = {
-            "number of processes": dist.get_world_size(group),
+            "number of processes": len(everyone.members),
             "versions": versions(),
-            "fingerprint": {file: digest(folder / file) for file in (GRAPH, WEIGHTS)},
+            "number of microbatches": microbatches,
             "plan": plan.to_dict(),
         }
-        problem = _problem(plan, mine)
+        problem = _problem(plan, mine) or problem_of(mesh, plan.mesh) or _changed(plan, folder, stage)
     except (PartitionError, OSError) as error:
         mine, problem = {}, str(error)
-    agree(group, {"problem": problem} if problem else mine, f"load {folder}")
-    module = _bound(_loaded(folder, device), plan.mesh, group)
-    return Partitioned(module, plan, group, rank, timeout)
+    agree(everyone, {"problem": problem} if problem else mine, f"load {folder}")
+    place = place_on(plan.mesh, mesh, everyone, timeout)
+    module = _bound(_loaded(folder, plan.files(stage), device), place.along)
+    return Partitioned(module, plan, place, Pipeline(module, plan, place, microbatches) if plan.stages else None)
 
 
 def _problem(plan: PartitionPlan, mine: dict[str, Any]) -> str:
     """What this process knows to be wrong by itself, or ""."""
     if mine["number of processes"] != plan.ranks:
         return f"the model was partitioned for {plan.ranks} processes, these are {mine['number of processes']}"
-    for file, found in plan.fingerprint.items():
-        if mine["fingerprint"].get(file) != found:
-            return f"{file} is not the one that was written with the plan"
     made, here = plan.versions["torch"], versions()["torch"]
     if made.split(".")[:2] != here.split(".")[:2]:
         return f"the graph was written by torch {made}, this is {here}: partition the model again"
+    return ""
+
+
+def _changed(plan: PartitionPlan, folder: Path, stage: int) -> str:
+    """Which of the files that this process reads is not the plan's, or ""."""
+    for file in plan.files(stage):
+        if digest(folder / file) != plan.fingerprint.get(file):
+            return f"{file} is not the one that was written with the plan"
     return ""
 
 
@@ -99,39 +116,35 @@ def _initialise(device: torch.device, timeout: timedelta) -> None:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
 
 
-def _group(mesh: DeviceMesh | None) -> ProcessGroup:
-    group = dist.group.WORLD if mesh is None else mesh.get_group(MESH_DIM)
-    assert group is not None
-    return group
-
-
-def _loaded(folder: Path, device: torch.device) -> Any:
-    """The graph with its weights."""
+def _loaded(folder: Path, files: tuple[str, str], device: torch.device) -> fx.GraphModule:
+    """A graph with its weights."""
     from safetensors.torch import load_file
 
+    graph, tensors = files
     try:
-        root = torch.export.load(folder / GRAPH).module(check_guards=False)
+        root = torch.export.load(folder / graph).module(check_guards=False)
     except RuntimeError as error:
-        raise PartitionError(f"torch.export can't read {folder / GRAPH}: {error}") from error
+        raise PartitionError(f"torch.export can't read {folder / graph}: {error}") from error
     assert isinstance(root, fx.GraphModule)
     module = fx.GraphModule(root, root.graph)  # without the checks of sizes, which the graph holds beyond
     keep_persistence(root, module)
-    weights = load_file(folder / WEIGHTS, device=str(device))
+    weights = load_file(folder / tensors, device=str(device))
     missing = {name for name, _ in module.named_parameters()} - weights.keys()
     if missing:
-        raise PartitionError(f"{folder / WEIGHTS} lacks {', '.join(sorted(missing)[:3])}")
+        raise PartitionError(f"{folder / tensors} lacks {', '.join(sorted(missing)[:3])}")
     for name, tensor in weights.items():
         owner, _, own = name.rpartition(".")
         before = getattr(module.get_submodule(owner), own)
         if isinstance(before, nn.Parameter):
             tensor = nn.Parameter(tensor, before.requires_grad)
         setattr(module.get_submodule(owner), own, tensor)
-    return module.to(device)
+    placed: fx.GraphModule = module.to(device)
+    return placed
 
 
-def _bound(module: Any, mesh: dict[str, int], group: ProcessGroup) -> nn.Module:
-    """The graph with the group's own name in the place of the mesh dimension's."""
-    names = dict.fromkeys(mesh, group.group_name)
+def _bound(module: fx.GraphModule, along: Mapping[str, ProcessGroup]) -> fx.GraphModule:
+    """The graph with the groups' own names in the place of the mesh's dimensions."""
+    names = {name: group.group_name for name, group in along.items()}
 
     def named(value: Any) -> Any:
         return names.get(value, value) if isinstance(value, str) else value
@@ -141,5 +154,4 @@ def _bound(module: Any, mesh: dict[str, int], group: ProcessGroup) -> nn.Module:
             node.args = tuple(map(named, node.args))
             node.kwargs = {key: named(value) for key, value in node.kwargs.items()}
     module.recompile()
-    bound: nn.Module = module
-    return bound
+    return module

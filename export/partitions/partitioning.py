@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.export import ExportedProgram
-from torch.fx.graph import _PyTreeCodeGen
-from torch.utils import _pytree as pytree
 
 from remixer.export.errors import PartitionError
-from remixer.export.examples import example_for_export
 from remixer.export.files import publish
-from remixer.export.partitions.plan import (
-    GRAPH,
-    MESH_DIM,
-    PLAN,
-    WEIGHTS,
-    PartitionPlan,
-    Strategy,
-    digest,
-    versions,
-)
-from remixer.export.reexport import as_module, dynamic_shapes
+from remixer.export.partitions.graphs import exported_stage, exported_whole, without_weights
+from remixer.export.partitions.plan import MESH_DIM, PLAN, STAGES, PartitionPlan, Strategy, digest, versions
+from remixer.export.partitions.staging import staged
 from remixer.mixers import Softmax
 from remixer.mixers.distributed import Choice, Distributed, DistributedMixer, Machine, Task, choose
 from remixer.mixers.distributed.cost import SCHEMES, Scheme, refusal
-from remixer.mixers.distributed.ranks import Ranks, bound
-from remixer.passes.errors import ShardError
+from remixer.mixers.distributed.ranks import ALONE, Ranks, bound
+from remixer.passes.errors import ShardError, StageError
 from remixer.passes.prove_sharding import prove_sharding
+from remixer.passes.prove_stages import prove_stages
 from remixer.passes.shard_sequence import ShardSequence, layout_for
 from remixer.passes.sites import sites_of
-from remixer.rewrite.agreement import first_line, mode
+from remixer.passes.split_stages import Stage, split_stages
+from remixer.rewrite.agreement import mode
 from remixer.rewrite.program import Program
-
-EXPORT_LENGTH = 300  # nothing looks like a constant then
 
 
 @dataclass(frozen=True)
@@ -48,20 +36,22 @@ class Partition:
     """A model that is spread over processes, and how.
 
     Attributes:
-        program: what each of them runs; in one process it is the whole model.
+        program: what all stages compute; in one process it is the whole model.
         plan: how it is spread.
+        stages: the pipeline's, if there are several.
     """
 
     program: Program
     plan: PartitionPlan
+    stages: tuple[Stage, ...] = ()
 
     @property
     def graph_module(self) -> fx.GraphModule:
-        """The graph that each process runs, the same on all."""
+        """The graph that each process runs, the same on all; of all stages, if there are several."""
         return self.program.graph_module
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the graph, the weights and the plan; `load_partition` reads them. Files are whole or not there.
+        """Write the graphs, the weights and the plan; `load_partition` reads them. Files are whole or not there.
 
         Args:
             folder: made if it doesn't exist; files of an earlier partition are replaced.
@@ -75,34 +65,33 @@ class Partition:
         folder = Path(folder)
         if not folder.parent.is_dir():
             raise ValueError(f"there is no folder {folder.parent} to make {folder.name} in")
-        source = self.exported()
-        weights = {name: tensor.detach().contiguous() for name, tensor in source.state_dict.items()}
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
             draft = Path(name)
-            save_file(weights, draft / WEIGHTS)
-            torch.export.save(_without_weights(source), draft / GRAPH)
-            plan = replace(self.plan, fingerprint={file: digest(draft / file) for file in (GRAPH, WEIGHTS)})
+            for stage in range(max(1, len(self.stages))):
+                graph, weights = self.plan.files(stage)
+                source = self.exported(stage)
+                tensors = {name: tensor.detach().contiguous() for name, tensor in source.state_dict.items()}
+                save_file(tensors, draft / weights)
+                torch.export.save(without_weights(source), draft / graph)
+            written = sorted(file.name for file in draft.iterdir())
+            plan = replace(self.plan, fingerprint={file: digest(draft / file) for file in written})
             plan.write(draft / PLAN)
             folder.mkdir(exist_ok=True)
             publish(draft, folder, last=PLAN)
+        for file in folder.iterdir():
+            ours = re.fullmatch(r"(graph|stage\d+)\.pt2|(weights|stage\d+)\.safetensors", file.name)
+            if ours and file.name not in plan.fingerprint:
+                file.unlink()  # of an earlier partition
 
-    def exported(self) -> ExportedProgram:
-        """The graph through torch.export: no process group is needed for it.
+    def exported(self, stage: int = 0) -> ExportedProgram:
+        """The graph of a stage through torch.export: no process group is needed for it.
 
         Raises:
             PartitionError: torch.export refuses it.
         """
-        program = self.program.copy()
-        _plain_outputs(program.graph)
-        module = as_module(program)
-        with mode(module, training=False):
-            call = example_for_export(program, EXPORT_LENGTH)
-            shapes = dynamic_shapes(program, module, call)
-            try:
-                with torch.no_grad(), bound(MESH_DIM, Ranks(MESH_DIM, self.plan.ranks)):
-                    return torch.export.export(module, *call, dynamic_shapes=shapes, strict=False)
-            except Exception as error:  # torch.export raises errors of many kinds
-                raise PartitionError(f"torch.export refuses the partitioned model: {first_line(error)}") from error
+        if self.stages:
+            return exported_stage(self.program, stage, self.stages[stage].graph_module, self.plan)
+        return exported_whole(self.program, self.plan)
 
 
 def partition(
@@ -110,6 +99,7 @@ def partition(
     ranks: int,
     *,
     strategy: Strategy = "sequence",
+    stages: int | None = None,
     scheme: str = "auto",
     tokens: int = 8192,
     machine: Machine | None = None,
@@ -122,7 +112,10 @@ def partition(
         model: what `remixer.remix` gave, with "distributed" or "softmax" for its attentions.
         ranks: how many processes there will be.
         strategy: "sequence": every process runs the whole graph on its part of the tokens. "replicated": on all of
-            them, and does a part of the heads or rows of each attention; it fits any model.
+            them, and does a part of the heads or rows of each attention; it fits any model. "stages": every process
+            runs a part of the layers, one process after the other.
+        stages: of a pipeline, each with `ranks / stages` processes that share its work as the strategy says. By default
+            one, and with the strategy "stages" one for each process.
         scheme: of the attentions, "all_gather", "ring" or "ulysses"; "auto" chooses the one that should be fastest.
         tokens: how long sequences are expected to be: what the choice goes by.
         machine: what each process computes on, likewise; a CPU core, if None.
@@ -130,16 +123,16 @@ def partition(
         gather: whether outputs come whole on every process, or each gives its own part.
 
     Returns:
-        The partition: run its `graph_module` where torch.distributed is initialised, or `save` it.
+        The partition: `save` it; or, of one stage, run its `graph_module` where torch.distributed is initialised.
 
     Raises:
         PartitionError: the model can't be spread so, or gives something else when it is.
-        ValueError: ranks is less than 1, or there is no such strategy or scheme.
+        ValueError: ranks is less than 1, or no multiple of the stages; or there is no such strategy or scheme.
     """
     if ranks < 1:
         raise ValueError(f"ranks counts processes, at least 1, got {ranks}")
-    if strategy not in ("sequence", "replicated"):
-        raise ValueError(f"strategy must be 'sequence' or 'replicated', got {strategy!r}")
+    if strategy not in ("sequence", "replicated", "stages"):
+        raise ValueError(f"strategy must be 'sequence', 'replicated' or 'stages', got {strategy!r}")
     if scheme not in ("auto", *SCHEMES):
         raise ValueError(f"scheme must be one of auto, {', '.join(SCHEMES)}, got {scheme!r}")
     if not (isinstance(model, fx.GraphModule) and "program" in model.meta):
@@ -147,21 +140,48 @@ def partition(
             f"partition takes what remixer.remix gave, got {type(model).__name__}. To spread a model as it is, give it "
             'remix(model, "distributed", inputs), which changes no numbers'
         )
-    with mode(model, training=False):
+    mesh = _mesh(ranks, strategy, stages)
+    size = mesh.get(MESH_DIM, 1)
+    with mode(model, training=False), bound(MESH_DIM, Ranks(ALONE, 1)):
         program = Program.of(model)
-        if strategy == "replicated":
-            spread = _replicated(program)
-            choice = Choice("replicated", "it was asked for")
-            return Partition(spread, _plan(spread, ranks, strategy, choice, "contiguous", (), None))
-        choice = _choice(program, ranks, scheme, tokens, machine or Machine())
+        inputs = tuple(str(node.target) for node in program.graph.find_nodes(op="placeholder"))
+        asked = ("none", "each process has all tokens") if strategy == "stages" else ("replicated", "it was asked for")
+        plan = PartitionPlan(ranks, strategy, *asked, mesh, "contiguous", (), inputs, None, versions())
         try:
-            result = ShardSequence(choice.scheme, MESH_DIM, strict, gather, ranks)(program)
-            error = prove_sharding(program, result.program)
-        except ShardError as problem:
+            if strategy == "sequence":
+                choice = _choice(program, size, scheme, tokens, machine or Machine())
+                result = ShardSequence(choice.scheme, MESH_DIM, strict, gather, size)(program)
+                error = prove_sharding(program, result.program)
+                layout = layout_for(program, choice.scheme)
+                gathered = tuple(f"{miss.site}: {miss.reason}" for miss in result.misses)
+                plan = replace(
+                    plan, scheme=choice.scheme, reason=choice.reason, layout=layout, gathered=gathered, error=error
+                )
+                spread = result.program
+            else:
+                spread = _replicated(program)
+            if mesh.get(STAGES, 1) == 1:
+                return Partition(spread, plan)
+            split = split_stages(spread, mesh[STAGES], tokens)
+            error = max(plan.error or 0.0, prove_stages(program, split))
+        except (ShardError, StageError) as problem:
             raise PartitionError(str(problem)) from problem
-        layout = layout_for(program, choice.scheme)
-        gathered = tuple(f"{miss.site}: {miss.reason}" for miss in result.misses)
-        return Partition(result.program, _plan(program, ranks, strategy, choice, layout, gathered, error))
+        return Partition(spread, replace(plan, error=error, **staged(program, split, strategy)), split)
+
+
+def _mesh(ranks: int, strategy: Strategy, stages: int | None) -> dict[str, int]:
+    """Sizes of the mesh's dimensions."""
+    if strategy == "stages":
+        if stages not in (None, ranks):
+            raise ValueError(
+                f"with strategy='stages' each of the {ranks} processes is one stage, got stages={stages}. For several "
+                "processes in each stage give another strategy"
+            )
+        return {STAGES: ranks}
+    stages = 1 if stages is None else stages
+    if stages < 1 or ranks % stages:
+        raise ValueError(f"{ranks} processes can't be spread evenly over stages={stages}")
+    return {MESH_DIM: ranks} if stages == 1 else {STAGES: stages, MESH_DIM: ranks // stages}
 
 
 def _choice(program: Program, ranks: int, scheme: str, tokens: int, machine: Machine) -> Choice:
@@ -190,45 +210,3 @@ def _replicated(program: Program) -> Program:
             mixer = DistributedMixer(site.spec, Distributed("replicated", MESH_DIM)).eval()
             spread.graph_module.set_submodule(str(site.node.target), mixer)
     return spread
-
-
-def _plan(
-    program: Program,
-    ranks: int,
-    strategy: Strategy,
-    choice: Choice,
-    layout: str,
-    gathered: tuple[str, ...],
-    error: float | None,
-) -> PartitionPlan:
-    inputs = tuple(str(node.target) for node in program.graph.find_nodes(op="placeholder"))
-    return PartitionPlan(
-        ranks, strategy, choice.scheme, choice.reason, {MESH_DIM: ranks}, layout, gathered, inputs, error, versions()
-    )
-
-
-def _plain_outputs(graph: fx.Graph) -> None:
-    """Dicts in the place of a library's own classes of outputs, which no process needs to know then."""
-    codegen = graph._codegen
-    if not isinstance(codegen, _PyTreeCodeGen) or codegen.pytree_info.out_spec is None:
-        return
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: plain(each) for name, each in value.items()}
-        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
-
-    spec = codegen.pytree_info.out_spec
-    outputs = plain(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
-    leaves, dicts = pytree.tree_flatten(outputs)
-    if leaves == sorted(leaves):
-        graph.set_codegen(_PyTreeCodeGen(codegen.pytree_info._replace(out_spec=dicts)))
-
-
-def _without_weights(source: ExportedProgram) -> Any:
-    """The same graph with one number in the place of each weight: the weights stand in a file of their own."""
-    for name, tensor in list(source.state_dict.items()):
-        empty = torch.zeros(1, dtype=tensor.dtype)
-        trained = isinstance(tensor, nn.Parameter)
-        source.state_dict[name] = nn.Parameter(empty, tensor.requires_grad) if trained else empty
-    return source

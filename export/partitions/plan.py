@@ -14,10 +14,47 @@ import torch
 
 from remixer.export.errors import PartitionError
 
-Strategy = Literal["sequence", "replicated"]
-FORMAT = 1
-MESH_DIM = "sequence"
+Strategy = Literal["sequence", "replicated", "stages"]
+FORMAT = 2
+STAGES, MESH_DIM = "stages", "sequence"
 GRAPH, WEIGHTS, PLAN = "graph.pt2", "weights.safetensors", "plan.json"
+
+
+@dataclass(frozen=True)
+class ActivationPlan:
+    """What one stage sends to the next.
+
+    Attributes:
+        name: of the node that makes it.
+        shape: each size, in the letters of `PartitionPlan.sizes`.
+        spread: the dimension along which each process has its own tokens only, or None.
+        dtype: of its numbers, as torch names it.
+        bytes: of all tokens, in the same letters.
+    """
+
+    name: str
+    shape: tuple[str, ...]
+    spread: int | None
+    dtype: str
+    bytes: str
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One pipeline stage.
+
+    Attributes:
+        receives: what the stage before sends.
+        flops: of one row of as many tokens as the stages were made for.
+        bytes: of its weights.
+        tied: weights that other stages have too, by their name here: their name in common. Their gradient is the sum
+            over these stages.
+    """
+
+    receives: tuple[ActivationPlan, ...]
+    flops: int
+    bytes: int
+    tied: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -27,13 +64,17 @@ class PartitionPlan:
     Attributes:
         ranks: P, how many processes.
         strategy: "sequence": every process has a part of the tokens; "replicated": all tokens, and a part of the work
-            of each attention.
+            of each attention; "stages": all tokens, and a part of the layers.
         scheme: of the attentions.
         reason: why that one.
         mesh: sizes of the mesh's dimensions, by name.
         layout: which tokens each process has.
         gathered: what needs all tokens, and gets them.
         inputs: names of the inputs.
+        sizes: the input and the dimension that each letter is the size of.
+        tokens: T in these letters, or "" if tokens are not spread.
+        rows: inputs that microbatches have some rows of; empty if the rows can't be computed apart.
+        stages: the pipeline's, if there are several.
         error: the largest difference found when all processes were played in one, or None if it was not tried.
         versions: of what made it.
         fingerprint: of the graph and the weights, by file.
@@ -50,6 +91,10 @@ class PartitionPlan:
     inputs: tuple[str, ...]
     error: float | None
     versions: dict[str, str]
+    sizes: dict[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
+    tokens: str = ""
+    rows: tuple[str, ...] = ()
+    stages: tuple[StagePlan, ...] = ()
     fingerprint: dict[str, str] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
@@ -77,8 +122,20 @@ class PartitionPlan:
         if not isinstance(found, dict) or found.get("format") != FORMAT or found.keys() != names:
             told = found.get("format") if isinstance(found, dict) else None
             raise PartitionError(f"{path} is of format {told}, this remixer reads {FORMAT}: partition the model again")
-        found["gathered"], found["inputs"] = tuple(found["gathered"]), tuple(found["inputs"])
+        for name in ("gathered", "inputs", "rows"):
+            found[name] = tuple(found[name])
+        found["sizes"] = {letter: tuple(where) for letter, where in found["sizes"].items()}
+        found["stages"] = tuple(map(_stage, found["stages"]))
         return cls(**found)
+
+    def files(self, stage: int) -> tuple[str, str]:
+        """Names of the files with the graph and the weights of a stage."""
+        return (f"stage{stage}.pt2", f"stage{stage}.safetensors") if self.stages else (GRAPH, WEIGHTS)
+
+
+def _stage(found: dict[str, Any]) -> StagePlan:
+    receives = (ActivationPlan(**{**each, "shape": tuple(each["shape"])}) for each in found["receives"])
+    return StagePlan(**{**found, "receives": tuple(receives)})
 
 
 def versions() -> dict[str, str]:

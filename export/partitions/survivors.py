@@ -6,25 +6,25 @@ import time
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed import ProcessGroup
+
+from remixer.export.partitions.places import Everyone
 
 
-def missing(group: ProcessGroup, rank: int, call: int, patience: timedelta) -> list[int]:
-    """The processes of a group that don't say that they could not go on either.
+def missing(everyone: Everyone, call: int, patience: timedelta) -> list[int]:
+    """The processes that don't say that they could not go on either.
 
     They meet at the store by which they found each other: a process that is gone, or hangs, says nothing there.
 
     Args:
-        group: the processes.
-        rank: this one's place.
+        everyone: the processes.
         call: how many calls there have been: processes that meet are at the same one.
         patience: how long to wait for the others: as long as they may wait for one that is gone.
 
     Returns:
         Their places; empty if all are there, or the store is gone too.
     """
-    store, size = dist.distributed_c10d._get_default_store(), dist.get_world_size(group)
-    key = f"remixer/{group.group_name}/{call}"
+    store, rank, size = dist.distributed_c10d._get_default_store(), everyone.rank, len(everyone.members)
+    key = f"remixer/{everyone.groups[0].group_name}/{everyone.members}/{call}"
     end = time.monotonic() + patience.total_seconds()
     try:
         store.set(f"{key}/{rank}", "here")

@@ -64,3 +64,19 @@ def test_four_processes_give_what_one_gives(model, four, scheme, tmp_path):
     for difference, name in four(gradients_of_parts.differences, tmp_path / "parts", *files):
         print(f"{scheme}: {difference:.2g} at {name}")
         assert difference < 1e-4, name
+
+
+@pytest.mark.parametrize(
+    "options", [{"strategy": "stages"}, {"stages": 2, "scheme": "all_gather"}], ids=["4 stages", "2 x 2"]
+)
+def test_stages_give_what_one_gives(model, four, options, tmp_path):
+    small, folder = model
+    part = partition(small, 4, **options)
+    for number, stage in enumerate(part.plan.stages):
+        crossing = ", ".join(f"{each.name} {each.bytes}" for each in stage.receives)
+        print(f"stage {number}: {stage.flops / 1e9:.1f} GFLOP, {stage.bytes / 2**20:.1f} MiB; receives {crossing}")
+    part.save(tmp_path / "parts")
+    files = (folder / "inputs.safetensors", folder / "wanted.safetensors")
+    for difference, name in four(gradients_of_parts.differences, tmp_path / "parts", *files):
+        print(f"{options}: {difference:.2g} at {name}")
+        assert difference < 1e-4, name

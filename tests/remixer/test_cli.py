@@ -42,12 +42,27 @@ def test_run(folder):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_run_in_stages(folder):
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    small = remixer.remix(model, "distributed", {"src": torch.randn(2, 8, 32)})
+    partition(small, 4, stages=2, scheme="all_gather").save(folder / "staged")
+    found = torchrun(
+        4, "run", folder / "staged", "--input", folder / "x.safetensors", "--output", folder / "z.safetensors"
+    )
+    assert found.returncode == 0, found.stderr
+    with torch.no_grad():
+        wanted = small(src=load_file(folder / "x.safetensors")["src"])
+    torch.testing.assert_close(load_file(folder / "z.safetensors"), {"output": wanted}, rtol=1e-5, atol=1e-5)
+
+
 def test_a_fault_is_one_sentence(folder):
     found = torchrun(
-        1, "run", folder / "parts", "--input", folder / "x.safetensors", "--output", folder / "z.safetensors"
+        1, "run", folder / "parts", "--input", folder / "x.safetensors", "--output", folder / "no.safetensors"
     )
     assert found.returncode != 0
     assert "remixer run: cannot load" in found.stderr
     assert "partitioned for 2 processes, these are 1" in found.stderr
     assert "PartitionError" not in found.stderr
-    assert not (folder / "z.safetensors").exists()
+    assert not (folder / "no.safetensors").exists()

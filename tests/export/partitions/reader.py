@@ -2,12 +2,14 @@
 
 import math
 import os
+import shutil
 import time
 from datetime import timedelta
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from remixer.export import load_partition
 
@@ -56,6 +58,80 @@ def gradients(folder, shape):
     found = parallel(**inputs(*shape))
     (found["logits"].square().mean() + found["mean"].sum()).backward()
     return {name.removeprefix("module."): each.grad for name, each in model.named_parameters()}
+
+
+def stage_gradients(folder, shape, microbatches=None):
+    """The same with the model's own average, and twice, since gradients add up."""
+    model = load_partition(folder, microbatches=microbatches)
+    for _ in range(2):
+        found = model(**inputs(*shape))
+        (0.5 * (found["logits"].square().mean() + found["mean"].sum())).backward()
+    model.average_gradients()
+    return {name.removeprefix("module."): each.grad for name, each in model.named_parameters()}
+
+
+def other_gradients(folder, how):
+    """Gradients that come in another way: with weights that stay, by DistributedDataParallel, on a mesh of others."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stages", "sequence")) if how == "mesh" else None
+    model = load_partition(folder, mesh=mesh, microbatches=3 if how == "microbatches" else None)
+    run, kept = model, {}
+    if how == "frozen" and model.place.stage == 0:
+        for weight in model.parameters():
+            weight.requires_grad_(False)
+    if how == "parallel":
+        run = nn.parallel.DistributedDataParallel(model, process_group=model.place.along["sequence"])
+    found = run(**inputs(9, 6))
+    (found["logits"].square().mean() + found["mean"].sum()).backward()
+    if how != "parallel":
+        model.average_gradients()
+    for name, weight in model.module.named_parameters():
+        # Of a tied weight that stays in one stage the other has its own part only.
+        if weight.grad is not None and not (how == "frozen" and name in model.plan.stages[1].tied):
+            kept[name] = weight.grad
+    return kept
+
+
+def input_gradient(folder, x):
+    """Of an input."""
+    x = x.clone().requires_grad_()
+    load_partition(folder)(src=x).square().mean().backward()
+    return x.grad
+
+
+def stage_faults(folder, other, how):
+    """An error of what process 1 does otherwise, or all do wrongly."""
+    rank = torch.distributed.get_rank()
+    try:
+        if how == "weights" and rank == 1:
+            shutil.copytree(folder, other / "bad")
+            folder = other / "bad"
+            data = bytearray((folder / "stage1.safetensors").read_bytes())
+            data[-1] ^= 1
+            (folder / "stage1.safetensors").write_bytes(data)
+        number = {"microbatches": 2, "number": 1 + rank}.get(how)
+        model = load_partition(folder, microbatches=number)
+        model(**inputs(12 + (rank if how == "shapes" else 0), 3))
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+def one_stage_leaves(folder, how, moment):
+    """An error on those who stay, where process 1 ends or stops in the middle of a call, or before going backward."""
+    rank, model = torch.distributed.get_rank(), load_partition(folder, timeout=timedelta(seconds=30))
+    model(**inputs(12))["mean"].sum().backward()
+    found = model(**inputs(12)) if moment == "backward" else None
+    if rank == 1:
+        if how == "killed":
+            os._exit(1)
+        time.sleep(60)
+        return None
+    start = time.monotonic()
+    try:
+        (model(**inputs(12)) if found is None else found)["mean"].sum().backward()
+    except Exception as error:
+        return type(error).__name__, str(error), time.monotonic() - start
+    return None
 
 
 def different_shapes(folder):

@@ -130,7 +130,7 @@ def test_what_can_not_be_spread_is_refused(small):
     with pytest.raises(ValueError, match="ranks counts processes, at least 1, got 0"):
         partition(small, 0)
     with pytest.raises(ValueError, match="strategy must be"):
-        partition(small, 2, strategy="stages")
+        partition(small, 2, strategy="layers")
     with pytest.raises(ValueError, match="there is no folder"):
         partition(small, 2).save("/nowhere/parts")
 

@@ -28,7 +28,7 @@ import remixer
 from remixer import LongShort, Remixed
 from remixer.evaluation import agreement, needle, perplexity
 
-LEARNED = LongShort(window=128, sinks=4)
+LEARNED = LongShort(window=128, sinks=4, maps=True)
 RETRIEVING = LongShort(window=128, sinks=4, retrieve=4, retrieve_block=4)
 VARIANTS = ("all sites", "8 sites kept", "retrieval")
 

@@ -149,7 +149,10 @@ class LongShort2d(nn.Module):
         columns: list[Columns] = [(self._near(key), self._near(value), exist.flatten(1)[:, None] & window)]
         if self.pooling is not None:
             source, pooling = hidden.flatten(1, 2)[:, None].to(wide), self.pooling.to(wide)
-            columns.append(dense_summaries(pooling, source, key, value, exist.flatten(1), self._far))
+            there = exist.flatten(1)
+            columns.append(
+                dense_summaries(pooling, source, key, value, there, lambda k, v: (self._far(k), self._far(v)))
+            )
         if global_tokens is None:
             mixed = dense_attention(query, columns, scale)
             return self._joined(mixed.to(hidden.dtype)).unflatten(1, (height, width))

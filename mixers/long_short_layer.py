@@ -142,7 +142,7 @@ class LongShortAttention(nn.Module):
             reads, rest = (hidden[:, k:], (key[:, :, k:], value[:, :, k:]))
             source = reads[:, None] if config.project_from == "source" else rest[0]
             pooling = mixer.pooling.to(wide)
-            columns.append(dense_summaries(pooling, source.to(wide), *rest, exist, mixer.far_normed))
+            columns.append(dense_summaries(pooling, source.to(wide), *rest, exist, mixer.as_seen))
         others = dense_attention(query[:, :, k:], columns, scale)
         second = dense_attention(query[:, :, :k], [first_tokens, (others, others, exist[:, None])], scale)
         return torch.cat([second, others], 2)

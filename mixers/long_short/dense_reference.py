@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Columns = tuple[Tensor, Tensor, Tensor]  # keys, values (B, H, columns, D), and bool: (B or 1, queries or 1, columns)
-Norm = Callable[[Tensor], Tensor]
+Seen = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def dense_attention(query: Tensor, columns: Sequence[Columns], scale: float) -> Tensor:
@@ -29,8 +29,10 @@ def dense_attention(query: Tensor, columns: Sequence[Columns], scale: float) -> 
     return (torch.softmax(scores, -1) * visible) @ value
 
 
-def dense_summaries(pooling: Tensor, source: Tensor, key: Tensor, value: Tensor, exist: Tensor, norm: Norm) -> Columns:
-    """P^T K and P^T V with P = softmax over existing tokens of (source W_P), then normed.
+def dense_summaries(
+    pooling: Tensor, source: Tensor, key: Tensor, value: Tensor, exist: Tensor, as_seen: Seen
+) -> Columns:
+    """P^T K and P^T V with P = softmax over existing tokens of (source W_P), as queries see them.
 
     Args:
         pooling: W_P, (H, C, rank).
@@ -38,10 +40,10 @@ def dense_summaries(pooling: Tensor, source: Tensor, key: Tensor, value: Tensor,
         key: (B, H, T, D).
         value: (B, H, T, D).
         exist: (B, T) bool.
-        norm: of the summaries.
+        as_seen: makes of keys and values of summaries what queries see.
     """
     logits = source @ pooling  # (B, H, T, rank)
     there = exist[:, None, :, None]
     P = torch.softmax(logits.masked_fill(~there, torch.finfo(logits.dtype).min), 2) * there
     seen = exist.any(1)[:, None, None].expand(-1, 1, pooling.shape[2])
-    return norm(P.transpose(2, 3) @ key), norm(P.transpose(2, 3) @ value), seen
+    return *as_seen(P.transpose(2, 3) @ key, P.transpose(2, 3) @ value), seen

@@ -53,6 +53,8 @@ class LongShort(MixerConfig):
             together as in the "paper", "per_head", or "none", which suits a pretrained attention.
         project_from: what the summaries' weights are read from: the "key" of the head, or the hidden state
             ("source") as in the paper.
+        maps: learn a linear map of the summaries' keys and one of their values, for each key/value head; both start as
+            the identity. For pretrained attentions, whose keys were not made to be averaged; not in the paper.
         counted: a summary weighs as many tokens as it stands for, those left out that the query sees anyway,
             times a learned factor per head. False is the published form.
     """
@@ -67,6 +69,7 @@ class LongShort(MixerConfig):
     retrieve_block: int = 1
     dual_norm: Literal["none", "paper", "per_head"] = "none"
     project_from: Literal["key", "source"] = "key"
+    maps: bool = False
     counted: bool = True
 
     def __post_init__(self) -> None:
@@ -107,6 +110,8 @@ class LongShortMixer(Mixer):
         self.align = config.segment if spec.causal and (self.rank or self.retrieve) else 1
         self.pooling: nn.Parameter | None = None
         self.summary_bias: nn.Parameter | None = None
+        self.key_map: nn.Parameter | None = None
+        self.value_map: nn.Parameter | None = None
         if spec.bias == "offset":
             self.operands = (*self.operands, "bias")
         if self.rank:
@@ -116,6 +121,9 @@ class LongShortMixer(Mixer):
             assert read is not None
             # Nearly uniform weights, yet no two summaries the same.
             self.pooling = nn.Parameter(torch.empty(spec.kv_heads, read, self.rank).normal_(std=0.02))
+            if config.maps:
+                self.key_map = nn.Parameter(torch.eye(spec.head_dim).repeat(spec.kv_heads, 1, 1))
+                self.value_map = nn.Parameter(torch.eye(spec.value_dim).repeat(spec.kv_heads, 1, 1))
             if config.counted:
                 self.summary_bias = nn.Parameter(torch.zeros(spec.heads))
         self.window_norm: nn.LayerNorm | None = None
@@ -159,6 +167,8 @@ class LongShortMixer(Mixer):
             found["pooling"] = "kv_heads"
         if self.summary_bias is not None:
             found["summary_bias"] = "heads"
+        if self.key_map is not None:
+            found |= {"key_map": "kv_heads", "value_map": "kv_heads"}
         return found
 
     @classmethod
@@ -248,11 +258,15 @@ class LongShortMixer(Mixer):
         reads = key if source is None or self.config.project_from == "key" else source[:, None]
         segment, levels = (self.config.segment, sight.memory.levels) if self.spec.causal else (None, 1)
         far_key, far_value = pool(self.pooling, reads, key, value, padding, segment, levels)
-        return self.far_normed(far_key), self.far_normed(far_value)
+        return self.as_seen(far_key, far_value)
 
-    def far_normed(self, tokens: Tensor) -> Tensor:
-        """Keys or values of summaries as queries see them, (B, G, S, D)."""
-        return dual_norm(self.summary_norm, tokens, self.config.dual_norm)
+    def as_seen(self, far_key: Tensor, far_value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (B, G, S, D) and values (B, G, S, E) of summaries as queries see them: mapped and normed."""
+        if self.key_map is not None and self.value_map is not None:
+            far_key = far_key @ self.key_map.to(far_key.dtype)
+            far_value = far_value @ self.value_map.to(far_value.dtype)
+        kind = self.config.dual_norm
+        return dual_norm(self.summary_norm, far_key, kind), dual_norm(self.summary_norm, far_value, kind)
 
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
         """See Mixer.initial_state. Of a memory that forgets, the size doesn't depend on the length."""
@@ -282,7 +296,7 @@ class LongShortMixer(Mixer):
         if self.rank and self.pooling is not None:
             reads = key if source is None or self.config.project_from == "key" else source[:, None]
             state = stream.pool_in(state, self.pooling, reads, key, value, padding)
-            columns.append(stream.summaries(state, self.far_normed, self.summary_bias, bias))
+            columns.append(stream.summaries(state, self.as_seen, self.summary_bias, bias))
         mixed = stream.attend(query, columns, self.spec.dropout if self.training else 0.0)
         return mixed, {**state, "time": state["time"] + 1}
 

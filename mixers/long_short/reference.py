@@ -74,6 +74,8 @@ def long_short_reference(
             assert reads is not None
             P = torch.softmax(reads[:, members] @ weights["pooling"], 1)  # (G, members, rank)
             far = (P.transpose(1, 2) @ x[b, :, members] for x in (k, v))
+            if config.maps:
+                far = (x @ weights[name] for x, name in zip(far, ("key_map", "value_map"), strict=True))
             far_k, far_v = (_normed("summary_norm", x, config, weights) for x in far)
             return Summary(first, size, members, far_k, far_v)
 

@@ -161,13 +161,17 @@ class Stream:
         return node, node % ring
 
     def summaries(
-        self, state: State, normed: Callable[[Tensor], Tensor], added: Tensor | None, bias: Tensor | None
+        self,
+        state: State,
+        as_seen: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        added: Tensor | None,
+        bias: Tensor | None,
     ) -> Columns:
         """The nodes in sight of the newest token.
 
         Args:
             state: with that token.
-            normed: norms keys or values of summaries.
+            as_seen: makes of keys and values of summaries what queries see.
             added: (H,), added to their scores, or None.
             bias: (H, 2 T - 1), by offset, or None.
         """
@@ -194,7 +198,7 @@ class Stream:
                 for i, (mass, start) in enumerate(zip(masses, starts, strict=True))
             ]
             scores = scores + torch.cat(theirs, -1)
-        key, value = (normed(state[name].flatten(2, 4)) for name in ("far_key", "far_value"))
+        key, value = as_seen(*(state[name].flatten(2, 4) for name in ("far_key", "far_value")))
         return Columns(key, value, scores.repeat_interleave(self.rank, -1))
 
     def tokens(self, state: State, bias: Tensor | None) -> list[Columns]:

@@ -10,12 +10,12 @@ SPEC = AttentionSpec(heads=4, kv_heads=2, head_dim=8, value_dim=8, scale=0.4, so
 CASES = [
     ("long_short", config)
     for config in (
-        LongShort(window=8, segment=4, memory=3),
+        LongShort(window=8, segment=4, memory=3, maps=True),
         LongShort(window=7, rank=3, segment=3, memory=None, sinks=2),
         LongShort(window=6, rank=2, segment=9, sinks=0, counted=False, dual_norm="paper", project_from="source"),
         LongShort(window=16, rank=2, segment=2, memory=1, dual_norm="per_head"),
         LongShort(window=1, rank=0),
-        LongShort(window=5, segment=2, memory="dyadic", per_size=2, rank=2),
+        LongShort(window=5, segment=2, memory="dyadic", per_size=2, rank=2, maps=True),
         LongShort(window=4, segment=1, memory="dyadic", per_size=1, sinks=1, counted=False),
         LongShort(window=9, segment=3, memory="dyadic", per_size=3),
         LongShort(window=8, segment=2, retrieve=2, retrieve_block=4, memory=3),

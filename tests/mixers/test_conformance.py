@@ -25,7 +25,7 @@ VARIANTS = {
         FrequencyToeplitz(rpe_layers=0, rpe_width=8, gate="query"),
     ],
     "long_short": [
-        LongShort(window=8, segment=4, memory=3),
+        LongShort(window=8, segment=4, memory=3, maps=True),
         LongShort(window=7, rank=3, segment=3, memory=None, sinks=2),
         LongShort(window=6, rank=2, segment=9, sinks=0, counted=False, dual_norm="paper", project_from="source"),
         LongShort(window=16, rank=2, segment=2, memory=1, dual_norm="per_head"),
@@ -33,7 +33,7 @@ VARIANTS = {
         LongShort(window=8, segment=2, retrieve=2, retrieve_block=4, memory=3),
         LongShort(window=6, segment=3, retrieve=3, retrieve_block=1, memory="dyadic", per_size=2, rank=2, sinks=2),
         LongShort(window=4, segment=4, retrieve=1, retrieve_block=2, rank=0),
-        LongShort(window=5, segment=2, memory="dyadic", per_size=2, rank=2),
+        LongShort(window=5, segment=2, memory="dyadic", per_size=2, rank=2, maps=True),
         LongShort(window=4, segment=1, memory="dyadic", per_size=1, sinks=1, counted=False, dual_norm="per_head"),
     ],
 }

@@ -49,7 +49,7 @@ def remixed(mixer, **options):
 
 MIXERS = {
     "softmax": "softmax",
-    "long_short": LongShort(window=16, segment=4, memory=3, rank=2),
+    "long_short": LongShort(window=16, segment=4, memory=3, rank=2, maps=True),
     "toeplitz": Toeplitz(),
     "dyadic": LongShort(window=8, segment=2, memory="dyadic", per_size=2),
     "toeplitz_by_head": Toeplitz(per="head", gate="query", normalise=False),

@@ -23,7 +23,7 @@ def model(request):
 
 CHOICES = [
     "softmax",
-    LongShort(window=32, rank=4, segment=4, memory=16),
+    LongShort(window=32, rank=4, segment=4, memory=16, maps=True),
     Toeplitz(),
     pytest.param(LongShort(window=33, rank=0, sinks=0), marks=pytest.mark.slow),
     pytest.param(Toeplitz(per="head", gate="query", normalise=False), marks=pytest.mark.slow),

@@ -190,3 +190,16 @@ def test_long_sequences_go_through_in_several_runs(causal, monkeypatch):
     expected = mixer(*inputs).detach()
     with torch.no_grad():
         assert_close(mixer(*inputs), expected)
+
+
+def test_maps_start_as_the_identity():
+    spec = AttentionSpec(heads=4, kv_heads=2, head_dim=8, value_dim=8, scale=0.4, causal=True)
+    operands = {"query": torch.randn(2, 4, 30, 8), "key": torch.randn(2, 2, 30, 8), "value": torch.randn(2, 2, 30, 8)}
+    plain = LongShortMixer(spec, LongShort(window=4, segment=4))
+    mapped = LongShortMixer(spec, LongShort(window=4, segment=4, maps=True))
+    mapped.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(mapped(**operands), plain(**operands))
+    assert mapped.key_map is not None
+    with torch.no_grad():
+        mapped.key_map.mul_(3.0)
+    assert not torch.allclose(mapped(**operands), plain(**operands))

@@ -34,6 +34,7 @@ from remixer.rewrite.inputs import (
     without_cache,
 )
 from remixer.rewrite.program import Program
+from remixer.rewrite.tracing import quick_tracing
 
 __all__ = ["Inputs", "as_call", "capture"]
 
@@ -155,7 +156,7 @@ def _captured(model: nn.Module, call: Call, wanted: Call, fixed: frozenset[Aspec
 def _exported(model: nn.Module, call: Call, wanted: Call, fixed: frozenset[Aspect], *, training: bool) -> Program:
     """What torch.export makes of a model; it raises whatever torch or the model's own code does."""
     args, kwargs = without_cache(model, wanted)
-    with mode(model, training), torch.no_grad(), _quiet():
+    with mode(model, training), torch.no_grad(), _quiet(), quick_tracing():
         shapes = _all_dynamic(inspect.signature(model.forward), args, kwargs, fixed)
         exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     added = set(kwargs) - set(wanted[1])

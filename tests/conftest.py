@@ -1,5 +1,6 @@
 """Settings and small models that tests share."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -13,7 +14,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import remixer
 from processes import Processes
+from remixer import recognising
+from remixer.rewrite.capture import capture
+from remixer.rewrite.program import Program
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +77,38 @@ def causal_model() -> nn.Module:
 @pytest.fixture
 def inputs() -> dict[str, Tensor]:
     return {"x": torch.randn(2, 12, 32), "padding": torch.arange(12)[None] < torch.tensor([[12], [7]])}
+
+
+class CapturedOnce:
+    """`remix` and `explain` of models that are captured at their first call only; everything else is done anew."""
+
+    def __init__(self) -> None:
+        self.programs: dict[nn.Module, Program] = {}
+
+    def remix(self, model, mixer, inputs, **options):
+        with self._instead_of_capture():
+            return remixer.remix(model, mixer, inputs, **options)
+
+    def explain(self, model, inputs):
+        with self._instead_of_capture():
+            return remixer.explain(model, inputs)
+
+    def _capture(self, model, inputs):
+        if model not in self.programs:
+            self.programs[model] = capture(model, inputs)
+        return self.programs[model]
+
+    @contextlib.contextmanager
+    def _instead_of_capture(self):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recognising, "capture", self._capture)
+            yield
+
+
+@pytest.fixture(scope="module")
+def captured_once():
+    """For a module's tests of models that none of them changes, each given the same inputs by all."""
+    return CapturedOnce()
 
 
 @pytest.fixture(scope="session")

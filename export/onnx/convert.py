@@ -23,6 +23,7 @@ from remixer.rewrite.agreement import first_line
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program, expression
 from remixer.rewrite.sizes import letters_of
+from remixer.rewrite.tracing import quick_tracing
 
 OPSET = 20  # read by onnxruntime from 1.17 on
 AXES = {"B": "batch", "T": "length"}
@@ -41,7 +42,7 @@ def exported(module: nn.Module, call: Call, dynamic: Any) -> ExportedProgram:
     """
     args, kwargs = call
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quick_tracing():
             source = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch.export raises errors of many kinds
         raise ExportError(f"torch.export refuses the rewritten model: {first_line(error)}") from error
@@ -66,7 +67,8 @@ def to_graph(source: ExportedProgram, inputs: list[str], outputs: list[str], fun
         operator.floordiv: floor_division,
     }
     try:
-        with _quiet(), torch.no_grad():  # with gradients, other kernels with other layouts would be chosen
+        # With gradients, other kernels with other layouts would be chosen.
+        with _quiet(), quick_tracing(), torch.no_grad():
             made = torch.onnx.export(
                 source,
                 input_names=inputs,

@@ -23,6 +23,7 @@ from remixer.rewrite.agreement import NotRunError, first_line, mode, run
 from remixer.rewrite.elsewhere import Sizes, example_at
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program, expression, shape_of
+from remixer.rewrite.tracing import quick_tracing
 
 EXPORT_LENGTH = 300  # nothing looks like a constant then
 
@@ -127,7 +128,7 @@ def _check_free(source: ExportedProgram, receives: Sequence[ActivationPlan], pla
 
 def _exported(module: fx.GraphModule, call: Call, shapes: dict[str, Any], plan: PartitionPlan) -> ExportedProgram:
     try:
-        with torch.no_grad(), bound(MESH_DIM, Ranks(MESH_DIM, plan.mesh.get(MESH_DIM, 1))):
+        with torch.no_grad(), quick_tracing(), bound(MESH_DIM, Ranks(MESH_DIM, plan.mesh.get(MESH_DIM, 1))):
             return torch.export.export(module, *call, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises errors of many kinds
         raise PartitionError(f"torch.export refuses the partitioned model: {first_line(error)}") from error

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from remixer.mixers import AttentionSpec, FrequencyToeplitz, LongShort, Toeplitz, available, get
+from remixer.rewrite.tracing import quick_tracing
 from remixer.testing import assert_close
 
 VARIANTS = {
@@ -278,7 +279,7 @@ def test_export_at_any_length_with_the_order_it_declares(name, config, causal, m
     inputs = {**tensors, "padding": mask}
     auto = torch.export.Dim.AUTO
     shapes = {key: {0: auto, x.dim() - (1 if key == "padding" else 2): auto} for key, x in inputs.items()}
-    with torch.no_grad():
+    with torch.no_grad(), quick_tracing():
         program = torch.export.export(mixer, (), inputs, dynamic_shapes=shapes)
     for T, B in ((48, 2), (61, 3), (96, 2)):
         others, other_mask = operands_for(mixer, T, B, "left", grad=False)

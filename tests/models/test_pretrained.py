@@ -35,9 +35,9 @@ def inputs():
     return padded_batch(2, 32, 20000)
 
 
-def test_every_attention_is_understood_as_the_config_says(original, inputs):
+def test_every_attention_is_understood_as_the_config_says(original, inputs, captured_once):
     config = original.config
-    report = remixer.explain(original, inputs)
+    report = captured_once.explain(original, inputs)
     assert len(report.sites) == config.num_hidden_layers
     for site in report.sites:
         spec = site.spec
@@ -58,8 +58,8 @@ def test_every_attention_is_understood_as_the_config_says(original, inputs):
 
 
 @pytest.mark.parametrize("mixer", [SoftmaxConfig(), LongShort(window=64, rank=0)], ids=lambda mixer: mixer.name)
-def test_exact_rewrites_reproduce_the_original(original, inputs, mixer):
-    small = remixer.remix(original, mixer, inputs, strict=True)
+def test_exact_rewrites_reproduce_the_original(original, inputs, mixer, captured_once):
+    small = captured_once.remix(original, mixer, inputs, strict=True)
     for rows, length, left in LENGTHS:
         batch = padded_batch(rows, length, 20000, left=left, seed=length)
         with torch.no_grad():
@@ -69,9 +69,9 @@ def test_exact_rewrites_reproduce_the_original(original, inputs, mixer):
 
 
 @pytest.mark.parametrize(("mixer", "order"), [(LongShort(window=16), "n"), (Toeplitz(), "n log n")])
-def test_no_node_is_quadratic_any_more(original, inputs, mixer, order):
+def test_no_node_is_quadratic_any_more(original, inputs, mixer, order, captured_once):
     before = sum(parameter.numel() for parameter in original.parameters())
-    small = remixer.remix(original, mixer, inputs, strict=True)
+    small = captured_once.remix(original, mixer, inputs, strict=True)
     assert small.report.order == order
     assert_order(small, order)
     assert all(site.status == "replaced" for site in small.report.sites)

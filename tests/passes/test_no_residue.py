@@ -1,11 +1,12 @@
 """No quadratic residue: what the proof of growth says after a rewrite, and what the allocator says."""
 
+import functools
+
 import pytest
 import torch
 import transformers
 from torch import nn
 
-import remixer
 from remixer.testing import assert_order, peak_memory
 
 LONG = 4096
@@ -106,11 +107,17 @@ def rows(names):
     return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
+@functools.cache
+def built(name):
+    torch.manual_seed(0)
+    return MODELS[name][0]().eval()
+
+
 @pytest.mark.parametrize(("mixer", "order"), [("long_short", "n"), ("toeplitz", "n log n")])
 @pytest.mark.parametrize("name", rows(MODELS))
-def test_memory_grows_as_proven(name, mixer, order):
-    build, make, _ = MODELS[name]
-    small = remixer.remix(build().eval(), mixer, make(12))
+def test_memory_grows_as_proven(name, mixer, order, captured_once):
+    make = MODELS[name][1]
+    small = captured_once.remix(built(name), mixer, make(12))
     assert [site.status for site in small.report.sites] == ["replaced"] * 2
     assert small.report.static == ()
     assert small.report.order == order
@@ -119,9 +126,8 @@ def test_memory_grows_as_proven(name, mixer, order):
 
 
 @pytest.mark.parametrize("name", rows(name for name, (_, _, pairs) in MODELS.items() if pairs))
-def test_the_memory_of_the_original_grows_as_the_square(name):
-    build, make, _ = MODELS[name]
-    model = build().eval()
-    report = remixer.explain(model, make(12))
+def test_the_memory_of_the_original_grows_as_the_square(name, captured_once):
+    make, model = MODELS[name][1], built(name)
+    report = captured_once.explain(model, make(12))
     assert report.order == "n^2"
     assert growth(model, make, LONG // 8) > 9

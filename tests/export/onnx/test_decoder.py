@@ -1,5 +1,6 @@
 """Causal models as a prompt's graph and a token's, and what generates with them."""
 
+import functools
 import json
 import math
 
@@ -58,11 +59,30 @@ QUICK = 1
 EACH = [pytest.param(name, marks=[] if i < QUICK else pytest.mark.slow) for i, name in enumerate(MIXERS)]
 
 
+LONGEST = 400  # tokens in all
+
+
+@pytest.fixture(scope="module")
+def rewritten():
+    """Models by the name of their mixer, each made once."""
+    return functools.cache(lambda name: remixed(MIXERS[name]))
+
+
+@pytest.fixture(scope="module")
+def written(rewritten, tmp_path_factory):
+    """Models by the name of their mixer, the folder that the graphs are in, and their manifest; each made once."""
+
+    @functools.cache
+    def get(name):
+        folder = tmp_path_factory.mktemp("decoder") / name
+        return rewritten(name), folder, to_onnx_decoder(rewritten(name), folder, length=LONGEST)
+
+    return get
+
+
 @pytest.fixture(scope="module", params=EACH)
-def exported(request, tmp_path_factory):
-    """A model, the folder that its graphs are in, and their manifest."""
-    small, folder = remixed(MIXERS[request.param]), tmp_path_factory.mktemp("decoder") / request.param
-    return small, folder, to_onnx_decoder(small, folder, length=400)
+def exported(request, written):
+    return written(request.param)
 
 
 def greedy(model, ids, mask, new):
@@ -101,10 +121,8 @@ def test_a_step_costs_no_more_than_its_state(exported):
 
 
 @pytest.fixture(scope="module")
-def softmax(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("decoder") / "softmax"
-    to_onnx_decoder(remixed("softmax"), folder, length=60)
-    return folder
+def softmax(written):
+    return written("softmax")[1]
 
 
 def test_rows_that_end(softmax):
@@ -127,8 +145,8 @@ def test_tokens_are_chosen_as_told(softmax):
 @pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in:UserWarning")
 def test_what_it_refuses_to_generate(softmax, tmp_path):
     decoder, ids = OnnxDecoder(softmax), torch.randint(0, 40, (1, 50))
-    with pytest.raises(ValueError, match="50 tokens and 11 new ones are more than the 60"):
-        decoder.generate(ids, 11)
+    with pytest.raises(ValueError, match="50 tokens and 351 new ones are more than the 400"):
+        decoder.generate(ids, 351)
     with pytest.raises(ValueError, match="pad prompts on the left"):
         decoder.generate(ids, 1, mask=(torch.arange(50) < 49)[None].long())
     with pytest.raises(ProviderError, match="would run the graph on the CPU and say nothing"):
@@ -137,7 +155,7 @@ def test_what_it_refuses_to_generate(softmax, tmp_path):
         OnnxDecoder(tmp_path)
 
 
-def test_both_graphs_read_one_file_of_weights(softmax):
+def test_both_graphs_read_one_file_of_weights(softmax, rewritten):
     import onnx_ir as ir
 
     graphs = [ir.load(softmax / name) for name in ("prefill.onnx", "step.onnx")]
@@ -145,7 +163,7 @@ def test_both_graphs_read_one_file_of_weights(softmax):
         outside = [one.const_value for one in graph.graph.initializers.values() if one.const_value.nbytes >= SMALLEST]
         assert outside
         assert all(isinstance(tensor, ir.ExternalTensor) for tensor in outside)
-    weights = sum(weight.nbytes for weight in remixed("softmax").parameters())
+    weights = sum(weight.nbytes for weight in rewritten("softmax").parameters())
     assert (softmax / "weights.data").stat().st_size < weights + 4096 * 20
 
 
@@ -154,9 +172,8 @@ def test_a_table_of_positions_that_ends(tmp_path):
     assert manifest.trials >= 3
 
 
-def test_weights_in_eight_bits(tmp_path):
-    small = remixed("softmax")
-    manifest = to_onnx_decoder(small, tmp_path / "out", length=60, precision="int8")
+def test_weights_in_eight_bits(rewritten, tmp_path):
+    manifest = to_onnx_decoder(rewritten("softmax"), tmp_path / "out", length=60, precision="int8")
     assert manifest.effect["cosine"] > 0.99
     assert "MatMulInteger" in manifest.nodes or "DynamicQuantizeMatMul" in manifest.nodes
     files = ["decoder.json", "prefill.onnx", "step.onnx", "weights.data"]
@@ -165,7 +182,7 @@ def test_weights_in_eight_bits(tmp_path):
     assert decoder.generate(torch.randint(0, 40, (2, 9)), 5).shape == (2, 14)
 
 
-def test_a_wrong_step_is_noticed_and_leaves_nothing(monkeypatch, tmp_path):
+def test_a_wrong_step_is_noticed_and_leaves_nothing(rewritten, monkeypatch, tmp_path):
     right = Graphs.run
 
     def wrong(self, inputs, state):
@@ -174,18 +191,18 @@ def test_a_wrong_step_is_noticed_and_leaves_nothing(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Graphs, "run", wrong)
     with pytest.raises(OnnxMismatchError, match=r"differ from torch by .* in logits, .* at token \d+ of 1 x 12 tokens"):
-        to_onnx_decoder(remixed("softmax"), tmp_path / "out", length=60)
+        to_onnx_decoder(rewritten("softmax"), tmp_path / "out", length=60)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_refused_before_any_work(monkeypatch, tmp_path):
+def test_what_is_refused_before_any_work(rewritten, monkeypatch, tmp_path):
     monkeypatch.setattr(decoder_exporting, "exported", None)  # never reached
     with pytest.raises(ValueError, match=r"at least 2, got 1"):
-        to_onnx_decoder(remixed("softmax"), tmp_path / "out", length=1)
+        to_onnx_decoder(rewritten("softmax"), tmp_path / "out", length=1)
     with pytest.raises(ValueError, match=r"there is no folder"):
-        to_onnx_decoder(remixed("softmax"), tmp_path / "none" / "out", length=9)
+        to_onnx_decoder(rewritten("softmax"), tmp_path / "none" / "out", length=9)
     with pytest.raises(ExportError, match=r"float32 or int8 so far"):
-        to_onnx_decoder(remixed("softmax"), tmp_path / "out", length=60, provider="cuda", precision="float16")
+        to_onnx_decoder(rewritten("softmax"), tmp_path / "out", length=60, provider="cuda", precision="float16")
     with pytest.raises(ExportError, match="tokens to come"):
         to_onnx_decoder(remixed("softmax", causal=False), tmp_path / "out", length=60)
     with pytest.raises(ExportError, match="'frequency_toeplitz' depend on the length"):

@@ -1,5 +1,6 @@
 """Small models of every kind of attention, through the whole export."""
 
+import copy
 import json
 
 import pytest
@@ -21,6 +22,11 @@ def model(request):
     return Model(causal=request.param, layers=1).eval()
 
 
+@pytest.fixture(scope="module")
+def softmax(model, captured_once):
+    return captured_once.remix(model, "softmax", inputs())
+
+
 CHOICES = [
     "softmax",
     LongShort(window=32, rank=4, segment=4, memory=16, maps=True),
@@ -30,13 +36,20 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize("mixer", CHOICES, ids=lambda choice: str(choice)[:50])
-def test_a_file_runs_at_any_size_and_gives_torchs_numbers(model, mixer, tmp_path):
-    small = remixer.remix(model, mixer, inputs())
-    path = tmp_path / "model.onnx"
-    manifest = to_onnx(small, path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
-    assert json.loads((tmp_path / "model.onnx.json").read_text()) == json.loads(json.dumps(manifest.to_dict()))
+@pytest.fixture(scope="module", params=CHOICES, ids=lambda choice: str(choice)[:50])
+def written(request, model, captured_once, tmp_path_factory):
+    """A model in training mode that was exported, the file, its manifest, and the weights before."""
+    small = captured_once.remix(model, request.param, inputs()).train()
+    before = {name: each.clone() for name, each in small.state_dict().items()}
+    path = tmp_path_factory.mktemp("written") / "model.onnx"
+    return small, path, to_onnx(small, path), before
+
+
+def test_a_file_runs_at_any_size_and_gives_torchs_numbers(written):
+    trained, path, manifest, _ = written
+    small = copy.deepcopy(trained).eval()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "model.onnx.json"]
+    assert json.loads(path.with_name("model.onnx.json").read_text()) == json.loads(json.dumps(manifest.to_dict()))
     assert manifest.inputs["ids"]["shape"] == ["batch", "length"]
     assert manifest.outputs["hidden"]["shape"] == ["batch", "length", 32]
     assert manifest.trials >= 12
@@ -50,6 +63,13 @@ def test_a_file_runs_at_any_size_and_gives_torchs_numbers(model, mixer, tmp_path
         got = session(call)[session.outputs.index("hidden")]
         exist = call["mask"].bool()
         assert float((got - want)[exist].abs().max()) < 1e-4
+
+
+def test_the_model_is_as_it_was(written):
+    small, _, _, before = written
+    assert small.training
+    assert all(module.training for module in small.modules())
+    assert all(torch.equal(each, before[name]) for name, each in small.state_dict().items())
 
 
 def test_sites_that_are_kept(tmp_path):
@@ -147,46 +167,33 @@ def test_frequency_toeplitz_at_any_length_is_refused(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_graph_leaves_no_file_and_says_where_it_goes_wrong(model, tmp_path, monkeypatch):
+def test_a_wrong_graph_leaves_no_file_and_says_where_it_goes_wrong(softmax, tmp_path, monkeypatch):
     def wrong(query, key, value, *rest, **others):
         return attention_module.attention(query, key, value, *rest, **{**others, "scale": 0.3})
 
     monkeypatch.setattr("remixer.export.onnx.convert.attention", wrong)
-    small = remixer.remix(model, "softmax", inputs())
     path = tmp_path / "model.onnx"
     path.write_bytes(b"what was there")
     told = r"differs from torch by .* on inputs .*first node that differs is getitem\w*, of Softmax at blocks\.0"
     with pytest.raises(OnnxMismatchError, match=told):
-        to_onnx(small, path)
+        to_onnx(softmax, path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_bytes() == b"what was there"
 
 
-def test_a_graph_that_onnxruntime_refuses_leaves_no_file(model, tmp_path, monkeypatch):
+def test_a_graph_that_onnxruntime_refuses_leaves_no_file(softmax, tmp_path, monkeypatch):
     monkeypatch.setattr("remixer.export.onnx.exporting._save", lambda graph, path: path.write_bytes(b"no graph"))
-    small = remixer.remix(model, "softmax", inputs())
     with pytest.raises(ExportError, match="onnxruntime refuses the graph: "):
-        to_onnx(small, tmp_path / "model.onnx")
+        to_onnx(softmax, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_model_is_as_it_was(tmp_path):
-    small = remixer.remix(Model(causal=True, layers=1).eval(), "toeplitz", inputs())
-    small.train()
-    before = {name: each.clone() for name, each in small.state_dict().items()}
-    to_onnx(small, tmp_path / "model.onnx")
-    assert small.training
-    assert all(module.training for module in small.modules())
-    assert all(torch.equal(each, before[name]) for name, each in small.state_dict().items())
-
-
-def test_a_folder_that_is_not_there(model, tmp_path):
-    small = remixer.remix(model, "softmax", inputs())
+def test_a_folder_that_is_not_there(softmax, tmp_path):
     with pytest.raises(ValueError, match=r"there is no folder .*nowhere to write model\.onnx to"):
-        to_onnx(small, tmp_path / "nowhere" / "model.onnx")
+        to_onnx(softmax, tmp_path / "nowhere" / "model.onnx")
 
 
-def test_other_precisions_are_refused(model, tmp_path):
-    small = remixer.remix(model, "softmax", inputs()).bfloat16()
+def test_other_precisions_are_refused(softmax, tmp_path):
+    small = copy.deepcopy(softmax).bfloat16()
     with pytest.raises(ExportError, match=r"embedding\.weight, which is in torch\.bfloat16.*call \.float\(\)"):
         to_onnx(small, tmp_path / "model.onnx")

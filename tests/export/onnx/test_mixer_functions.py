@@ -7,7 +7,6 @@ import torch
 from small_model import Model, inputs
 from torch import nn
 
-import remixer
 from remixer import LongShort, Toeplitz
 from remixer.export import ExportError, to_onnx
 from remixer.export.examples import example_for_export
@@ -31,19 +30,23 @@ def deep():
     return Model(layers=3, causal=True).eval()
 
 
-def test_one_function_for_all_layers(deep):
-    small = remixer.remix(deep, Toeplitz(), inputs())
-    assert [function.name for function in functions_of(small)] == ["mixer_0"]
+@pytest.fixture(scope="module")
+def toeplitz_functions(deep, captured_once):
+    return functions_of(captured_once.remix(deep, Toeplitz(), inputs()))
 
 
-def test_one_function_for_each_kind(deep):
-    small = remixer.remix(deep, {"blocks.1": Toeplitz(), "*": "softmax"}, inputs())
+def test_one_function_for_all_layers(toeplitz_functions):
+    assert [function.name for function in toeplitz_functions] == ["mixer_0"]
+
+
+def test_one_function_for_each_kind(deep, captured_once):
+    small = captured_once.remix(deep, {"blocks.1": Toeplitz(), "*": "softmax"}, inputs())
     assert [type(function.module).__name__ for function in functions_of(small)] == ["Softmax", "LoweredToeplitz"]
 
 
-def test_each_site_keeps_its_own_weights(deep, tmp_path):
+def test_each_site_keeps_its_own_weights(deep, captured_once, tmp_path):
     """At their start the mixers of all layers are equal, and so are many weights of one mixer."""
-    small = remixer.remix(deep, LongShort(window=8, segment=4, rank=2, dual_norm="per_head"), inputs())
+    small = captured_once.remix(deep, LongShort(window=8, segment=4, rank=2, dual_norm="per_head"), inputs())
     torch.manual_seed(1)
     for name, parameter in small.named_parameters():
         if "mixer" in name or "blocks" in name:
@@ -54,17 +57,17 @@ def test_each_site_keeps_its_own_weights(deep, tmp_path):
     torch.testing.assert_close(hidden, expected["hidden"], rtol=1e-4, atol=1e-4)
 
 
-def test_no_call_is_left_in_the_file(deep, tmp_path):
+def test_no_call_is_left_in_the_file(deep, captured_once, tmp_path):
     import onnx
 
-    to_onnx(remixer.remix(deep, "softmax", inputs()), tmp_path / "model.onnx")
+    to_onnx(captured_once.remix(deep, "softmax", inputs()), tmp_path / "model.onnx")
     model = onnx.load(tmp_path / "model.onnx")
     assert {node.domain for node in model.graph.node} <= {"", "com.microsoft"}
     assert not model.functions
 
 
-def test_a_size_that_the_whole_leaves_free_has_to_be_free(deep):
-    program = Program.of(remixer.remix(deep, "softmax", inputs()))
+def test_a_size_that_the_whole_leaves_free_has_to_be_free(deep, captured_once):
+    program = Program.of(captured_once.remix(deep, "softmax", inputs()))
     call = example_for_export(program, 40)
     module = as_module(lower_mixers(program))
     with_functions(module, call, call)  # as if nothing could differ
@@ -74,8 +77,8 @@ def test_a_size_that_the_whole_leaves_free_has_to_be_free(deep):
         )
 
 
-def test_weights_that_nothing_gives_are_an_error(deep):
-    (function,) = functions_of(remixer.remix(deep, Toeplitz(), inputs()))
+def test_weights_that_nothing_gives_are_an_error(toeplitz_functions):
+    (function,) = toeplitz_functions
     assert isinstance(function, MixerFunction)
     other = copy.deepcopy(function.module)
     assert function.weights == tuple(name for name, _ in (*other.named_parameters(), *other.named_buffers()))

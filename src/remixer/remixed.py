@@ -9,6 +9,9 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from remixer.pickled import PickledGraph
+from remixer.rewrite.modules import keep_persistence
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
@@ -18,12 +21,15 @@ if TYPE_CHECKING:
     from remixer.report import Report
     from remixer.rewrite.program import Program
 
+# What a module consists of, its graph and its hooks aside.
+KEPT = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
+
 
 class Remixed(fx.GraphModule):
     """A rewritten model. It has the call signature and output structure of the model it was made from.
 
     Weights that were kept have their old names; mixers hang where the attention was. It trains, saves its
-    state_dict, moves between devices, and can be copied, compiled and exported like any module.
+    state_dict, moves between devices, and can be copied, pickled, compiled and exported like any module.
     """
 
     @property
@@ -58,6 +64,12 @@ class Remixed(fx.GraphModule):
                     raise ValueError(f"got {value.shape[one.dim]} in dim {one.dim} of {one.input}. {one}")
         return super().__call__(*args, **kwargs)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a pickle or `torch.save` holds: all but the original, and the values recorded of the graph's nodes."""
+        root = nn.Module()
+        root.__dict__.update({name: self.__dict__[name] for name in KEPT})
+        return _unpickled, (root, PickledGraph.of(self.graph), self.meta)
+
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
         before = _device(self)
         super()._apply(fn, recurse)
@@ -65,6 +77,13 @@ class Remixed(fx.GraphModule):
         if before is not None and after is not None and before != after:
             _move_constants(self, after)
         return self
+
+
+def _unpickled(root: nn.Module, graph: PickledGraph, meta: dict[str, Any]) -> Remixed:
+    remixed = Remixed(root, graph.graph())
+    remixed.meta = meta | {"unpickled": True}
+    keep_persistence(root, remixed)
+    return remixed
 
 
 def _device(module: nn.Module) -> torch.device | None:

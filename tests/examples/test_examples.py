@@ -14,6 +14,7 @@ EXPECTED = {
     "02_mixer_of_your_own.py": ([], "output for 5,000 tokens: (1, 5000, 64)"),
     "03_rule_of_your_own.py": ([], "assert_sites fails without the rule, as it should"),
     "04_pass_of_your_own.py": ([], "torch.fx's own pass manager runs it too; modified: True"),
+    "05_fine_tuning.py": (["--layers", "2"], "all three went on from their checkpoints with identical losses"),
 }
 
 

@@ -58,6 +58,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/perplexity.py
 	$(BIN)/python benchmarks/compile_time.py
 	$(BIN)/python benchmarks/extrapolation.py
+	$(BIN)/python benchmarks/fine_tuning.py
 	$(BIN)/python benchmarks/long_range.py
 	$(BIN)/python benchmarks/needle.py
 	$(BIN)/python benchmarks/others.py

@@ -1,11 +1,13 @@
 """The pages of docs/ are true: their code runs, in its order."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 # Each page's blocks of code, what they print, and the files they write.
 PAGES = {
     "evaluation.md": (
@@ -37,3 +39,12 @@ def test_its_python_runs(page, capsys, monkeypatch, tmp_path):
     for words in printed:
         assert words in told, words
     assert {file.name for file in tmp_path.iterdir()} == files
+
+
+def test_the_figures_of_fine_tuning_are_those_of_the_results():
+    result = json.loads((ROOT / "benchmarks" / "results" / "fine_tuning.json").read_text(encoding="utf-8"))
+    page = (DOCS / "fine_tuning.md").read_text(encoding="utf-8")
+    for row in result["rows"]:
+        cells = (row["mixer"], row["transfer_steps"], row["trained"], f"{row['loss']:.2f}", f"{row['accuracy']:.0%}")
+        assert "| " + " | ".join(map(str, cells)) + " |" in page
+    assert result["command"] in page

@@ -106,15 +106,21 @@ def test_a_run_goes_on_from_its_weights_with_identical_losses(fresh, rows, tmp_p
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_accelerate_goes_on_with_identical_losses_in_bf16(fresh, rows, tmp_path):
+@pytest.fixture
+def accelerate():
     accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    yield accelerate
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_accelerate_goes_on_with_identical_losses_in_bf16(fresh, rows, tmp_path, accelerate):
 
     def prepared():
         accelerator, model = accelerate.Accelerator(cpu=True, mixed_precision="bf16"), fresh()
         optimiser = torch.optim.Adam(model.parameters(), 3e-3)
         return accelerator, *accelerator.prepare(model, optimiser, loader(rows))
 
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, model, optimiser, batches = prepared()
     losses = []
     for step, batch in enumerate(batches):

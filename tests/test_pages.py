@@ -22,6 +22,11 @@ PAGES = {
         ),
         {"evaluation.png"},
     ),
+    "transfer.md": (
+        3,
+        ("attention: 4 steps", "harm if replaced alone", "<- this plan"),
+        {"transfer.safetensors", "transfer.png", "plan.json"},
+    ),
     "fine_tuning.md": (4, ("losses", "train_loss"), {"half.pt", "trained"}),
 }
 

@@ -244,7 +244,7 @@ def test_an_attention_that_is_not_understood_is_kept_and_reported(inputs):
 
 
 def test_bad_input_gets_its_error_before_any_work(model, inputs, monkeypatch):
-    monkeypatch.setattr("remixer.driver.capture", lambda *_: pytest.fail("captured"))
+    monkeypatch.setattr("remixer.recognising.capture", lambda *_: pytest.fail("captured"))
     with pytest.raises(remixer.UnknownMixerError, match=r"no mixer named .toeplits.*Did you mean .toeplitz"):
         remixer.remix(model, "toeplits", inputs)
     with pytest.raises(remixer.MixerConfigError, match="LongShort: window must be at least 1, got 0"):

@@ -45,6 +45,14 @@ def total(part: Tensor, ranks: Ranks) -> Tensor:
     return _wait(torch.ops._c10d_functional.all_reduce(part.contiguous(), "sum", ranks.name))
 
 
+def largest(part: Tensor, ranks: Ranks) -> Tensor:
+    """The largest of all processes, entry by entry; nothing is differentiated through it."""
+    part = part.detach()
+    if ranks.size == 1:
+        return part
+    return _wait(torch.ops._c10d_functional.all_reduce(part.contiguous(), "max", ranks.name))
+
+
 def exchanged(tensor: Tensor, split: int, joined: int, ranks: Ranks) -> Tensor:
     """All-to-all: every process gets its piece of dimension `split` of all others, joined along another dimension.
 

@@ -86,11 +86,11 @@ def _pool(
     far = [P @ _in_segments(x, 2, segment) for x in (key, value)]
     if levels > 1:
         mass = logits.logsumexp(-1).transpose(2, 3)  # (B, G, segments, rank)
-        far = list(_merged(far[0], far[1], mass, levels))
+        far = list(all_levels(far[0], far[1], mass, levels))
     return far[0].flatten(2, 3), far[1].flatten(2, 3)
 
 
-def _merged(far_key: Tensor, far_value: Tensor, mass: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+def all_levels(far_key: Tensor, far_value: Tensor, mass: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Summaries of all levels, one level after the other.
 
     Args:

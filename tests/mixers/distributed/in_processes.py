@@ -6,9 +6,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from remixer.mixers import Softmax
+from remixer.mixers import LongShortMixer, Softmax
 from remixer.mixers.distributed import Distributed, DistributedMixer
 from remixer.mixers.distributed.cost import layout_of
+from remixer.mixers.distributed.long_short import mix_own_tokens
 from remixer.mixers.distributed.mixer import _parts, _replicated
 from remixer.mixers.distributed.ranks import ranks_of
 from remixer.mixers.distributed.schemes import SCHEMES, Operands, Spread
@@ -70,6 +71,56 @@ def _relative(got, want):
     if got.shape != want.shape:
         return float("inf")
     return float((got.double() - want.double()).abs().max() / max(1.0, float(want.double().abs().max())))
+
+
+def mixer_of_all(spec, config):
+    """The same in all processes, in float64 or the spec's dtype, with weights that matter."""
+    torch.manual_seed(5)
+    mixer = LongShortMixer(spec, config)
+    for weight in mixer.parameters():
+        torch.nn.init.normal_(weight, std=0.4)
+    return mixer.to(spec.dtype).eval()
+
+
+def long_short_operands(mixer, B, T, padding):
+    """Whole operands, the same in all processes."""
+    spec = mixer.spec
+    given = operands_for(spec, B, T, T, padding, spec.dtype)
+    if "source" in mixer.operands:
+        given["source"] = torch.randn(B, T, spec.source_dim, dtype=torch.float64).to(spec.dtype)
+    return given
+
+
+def long_short_differences(spec, config, B, T, padding):
+    """How far a Long-Short mixer's values and gradients, its weights' too, are from those of one process."""
+    mixer = mixer_of_all(spec, config)
+    weights = dict(mixer.named_parameters())
+    spread = Spread(spec, ranks_of("sequence"), "contiguous", T, T)
+
+    def run(mix, parts):
+        given = long_short_operands(mixer, B, T, padding)
+        leaves = {name: each.requires_grad_() for name, each in given.items() if each.is_floating_point()}
+        mixer.zero_grad()
+        out = mix(parts(given))
+        torch.manual_seed(3)
+        (out * torch.randn(out.shape, dtype=torch.float64).to(out.dtype)).sum().backward()
+        grads = {
+            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.clone()
+            for name, leaf in (leaves | weights).items()
+        }
+        return {"output": out.detach(), **grads}
+
+    def parts(given):
+        along = {"query": 2, "key": 2, "value": 2, "source": 1}
+        return {name: spread.part(each, along[name], T) if name in along else each for name, each in given.items()}
+
+    wanted = run(lambda given: mixer(**given), lambda given: given)
+    got = run(lambda given: spread.whole(mix_own_tokens(mixer, given, spread), 2, T), parts)
+    for name, grad in got.items():
+        if name != "output":
+            dist.all_reduce(grad)
+            grad /= dist.get_world_size()
+    return {name: _relative(got[name], wanted[name]) for name in wanted}
 
 
 def bytes_sent(spec, scheme, B, T, padding, dtype):

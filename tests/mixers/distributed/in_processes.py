@@ -91,17 +91,30 @@ def long_short_operands(mixer, B, T, padding):
     return given
 
 
+def own_tokens(given, spread):
+    """This process's part of whole operands; a padding stays whole."""
+    along = {"query": 2, "key": 2, "value": 2, "source": 1}
+    return {
+        name: spread.part(each, along[name], spread.keys) if name in along else each for name, each in given.items()
+    }
+
+
+def all_long_short_differences(cases):
+    """`long_short_differences` of many, by case."""
+    return [(case, long_short_differences(*case)) for case in cases]
+
+
 def long_short_differences(spec, config, B, T, padding):
     """How far a Long-Short mixer's values and gradients, its weights' too, are from those of one process."""
     mixer = mixer_of_all(spec, config)
     weights = dict(mixer.named_parameters())
     spread = Spread(spec, ranks_of("sequence"), "contiguous", T, T)
 
-    def run(mix, parts):
+    def run(mix):
         given = long_short_operands(mixer, B, T, padding)
         leaves = {name: each.requires_grad_() for name, each in given.items() if each.is_floating_point()}
         mixer.zero_grad()
-        out = mix(parts(given))
+        out = mix(given)
         torch.manual_seed(3)
         (out * torch.randn(out.shape, dtype=torch.float64).to(out.dtype)).sum().backward()
         grads = {
@@ -110,12 +123,8 @@ def long_short_differences(spec, config, B, T, padding):
         }
         return {"output": out.detach(), **grads}
 
-    def parts(given):
-        along = {"query": 2, "key": 2, "value": 2, "source": 1}
-        return {name: spread.part(each, along[name], T) if name in along else each for name, each in given.items()}
-
-    wanted = run(lambda given: mixer(**given), lambda given: given)
-    got = run(lambda given: spread.whole(mix_own_tokens(mixer, given, spread), 2, T), parts)
+    wanted = run(lambda given: mixer(**given))
+    got = run(lambda given: spread.whole(mix_own_tokens(mixer, own_tokens(given, spread), spread), 2, T))
     for name, grad in got.items():
         if name != "output":
             dist.all_reduce(grad)
@@ -133,6 +142,33 @@ def bytes_sent(spec, scheme, B, T, padding, dtype):
         each.requires_grad_()
     with counted() as forward:
         out = _replicated(given, spread, 0.0) if scheme == "replicated" else SCHEMES[scheme](given, spread)
+    with counted() as backward:
+        out.sum().backward()
+    return sum(forward.values()), sum(backward.values())
+
+
+def without_halo(*case):
+    """`long_short_differences` where neighbours send nothing but zeros."""
+    from remixer.mixers.distributed import long_short
+
+    kept = long_short.with_halo
+    long_short.with_halo = lambda part, left, right, ranks: torch.nn.functional.pad(part, (0, 0, left, right))
+    try:
+        return long_short_differences(*case)
+    finally:
+        long_short.with_halo = kept
+
+
+def long_short_bytes_sent(spec, config, B, T, padding):
+    """Likewise, for a Long-Short mixer of the process's own tokens."""
+    mixer = mixer_of_all(spec, config)
+    spread = Spread(spec, ranks_of("sequence"), "contiguous", T, T)
+    given = own_tokens(long_short_operands(mixer, B, T, padding), spread)
+    for each in given.values():
+        if each.is_floating_point():
+            each.requires_grad_()
+    with counted() as forward:
+        out = mix_own_tokens(mixer, given, spread)
     with counted() as backward:
         out.sum().backward()
     return sum(forward.values()), sum(backward.values())
@@ -157,7 +193,13 @@ def counted():
         found["all_to_all"] = found.get("all_to_all", 0) + each * (sum(sent) - sent[rank])
         return kept["all_to_all_single"](tensor, received, sent, group)
 
+    def add_up(tensor, operation, group):
+        size = dist.get_world_size()
+        found["all_reduce"] = found.get("all_reduce", 0) + 2 * (size - 1) * tensor.nbytes // size
+        return kept["all_reduce"](tensor, operation, group)
+
     counting = {
+        "all_reduce": add_up,
         "all_gather_into_tensor": gather,
         "all_to_all_single": exchange,
         "reduce_scatter_tensor": reduce,

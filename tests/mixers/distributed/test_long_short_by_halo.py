@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from remixer.mixers import AttentionSpec, LongShort
+from remixer.mixers.distributed import Task
+from remixer.mixers.distributed.long_short_cost import sent_for_own_tokens
 
 SPEC = AttentionSpec(heads=4, kv_heads=2, head_dim=6, value_dim=6, scale=0.4, source_dim=5, dtype=torch.float64)
 CAUSAL = {"causal": True}
@@ -44,11 +46,49 @@ def spec_of(name, **others):
     return dataclasses.replace(SPEC, **changes, **others), config, padding
 
 
-@pytest.mark.parametrize("size", [4, 3, 2, 1])
-def test_values_and_gradients_are_those_of_one_process(processes, size):
-    for name in CASES:
-        spec, config, padding = spec_of(name)
-        # Whole parts, odd ones, a part shorter than the halo, fewer tokens than processes, one token.
-        for B, T in ((2, 16), (1, 29), (2, 7), (2, 3), (3, 1)):
-            for found in processes(size)(in_processes.long_short_differences, spec, config, B, T, padding):
-                assert max(found.values()) <= 1e-10, (name, B, T, found)
+# Whole parts, odd ones, a part shorter than the halo, fewer tokens than processes, one token.
+SHAPES = ((2, 16), (1, 29), (2, 7), (2, 3), (3, 1))
+
+
+def worst(processes, size, names, shapes):
+    given = [(spec, config, B, T, padding) for spec, config, padding in map(spec_of, names) for B, T in shapes]
+    for answers in processes(size)(in_processes.all_long_short_differences, given):
+        for case, found in answers:
+            assert max(found.values()) <= 1e-10, (case, found)
+
+
+def test_values_and_gradients_are_those_of_one_process(processes):
+    worst(processes, 4, CASES, [(1, 29), (2, 3)])
+    worst(processes, 3, ["odd window, padding", "causal, left padding", "causal, source"], SHAPES)
+    worst(processes, 2, ["odd window, padding", "causal, left padding"], [(2, 7)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_all_sizes(processes, size):
+    worst(processes, size, CASES, SHAPES)
+
+
+def test_the_comparison_can_fail(processes):
+    spec, config, padding = spec_of("causal")
+    for found in processes(4)(in_processes.without_halo, spec, config, 2, 16, padding):
+        assert max(found["output"], found["key"]) > 1e-3
+
+
+def test_lower_precision(processes):
+    for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        for name in ("odd window, padding", "causal, left padding", "dyadic"):
+            spec, config, padding = spec_of(name, dtype=dtype)
+            for found in processes(4)(in_processes.long_short_differences, spec, config, 2, 29, padding):
+                assert max(found.values()) <= limit, (name, dtype, found)
+
+
+@pytest.mark.parametrize("T", [64, 16])  # halos within the neighbours, and beyond them
+@pytest.mark.parametrize("name", ["bidirectional", "causal", "causal, source", "dyadic", "window alone"])
+def test_it_sends_what_the_cost_says(processes, name, T):
+    spec, config, padding = spec_of(name, dtype=torch.float32)
+    task = Task(spec, 2, T, T, 4, element=4)
+    mixer = in_processes.mixer_of_all(spec, dataclasses.replace(config, window=6))
+    found = processes(4)(in_processes.long_short_bytes_sent, spec, mixer.config, 2, T, padding)
+    assert found == [sent_for_own_tokens(mixer, task, rank) for rank in range(4)]
+    assert max(sent for sent, _ in found) > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
@@ -12,9 +13,10 @@ from torch.utils import _pytree as pytree
 from remixer.mixers import Softmax
 from remixer.mixers.distributed.layout import in_order, part_size, places_of
 from remixer.passes.errors import ShardError
-from remixer.passes.shard_sequence import SPREAD, tokens_of
+from remixer.passes.shard_sequence import LENGTH, SPREAD, lengths_in
 from remixer.passes.spread_tokens import (
     HeadsMixer,
+    OwnMixer,
     SpreadAttention,
     WholeMixer,
     own_tokens,
@@ -32,6 +34,7 @@ from remixer.rewrite.tolerance import error_and_limit
 
 # Of the table's tolerance: products of other sizes are summed in another order, and a whole model adds that up.
 MARGIN = 10.0
+SPREADING = (SpreadAttention, HeadsMixer, OwnMixer, WholeMixer)
 TRIALS = ((2, 12), (3, 7), (4, 3))  # processes, and tokens: whole parts, odd ones, fewer tokens than processes
 
 
@@ -57,13 +60,13 @@ def prove_sharding(program: Program, sharded: Program, trials: Sequence[tuple[in
                 expected = tensors_in(run(program.graph_module, call))
             except NotRunError:
                 continue  # beyond what the model takes
-            played = Played(sharded, size, _tokens(program, call))
+            played = Played(sharded, size, _counts(program, call))
             with torch.no_grad():
                 outputs = played.run(call)
-            exist = [leaf.bool() for leaf in pytree.tree_leaves(call) if is_mask(leaf) and leaf.dim() == 2]
+            exist = {leaf.shape: leaf.bool() for leaf in pytree.tree_leaves(call) if is_mask(leaf) and leaf.dim() == 2}
             for rank, got in enumerate(outputs):
                 for one, other in zip(got, expected, strict=True):
-                    there = exist[0] if exist and other.shape[:2] == exist[0].shape else ...
+                    there = exist.get(other.shape[:2], ...)
                     error, limit = error_and_limit(one[there], other[there])
                     if not error <= MARGIN * limit:
                         raise ShardError(
@@ -83,15 +86,15 @@ class Played:
     Args:
         program: whose tokens are spread.
         size: how many processes.
-        tokens: T.
+        counts: how many tokens there are, by the length's name.
     """
 
-    def __init__(self, program: Program, size: int, tokens: int) -> None:
-        self.program, self.size, self.tokens = program, size, tokens
+    def __init__(self, program: Program, size: int, counts: dict[sympy.Expr, int]) -> None:
+        self.program, self.size, self.counts = program, size, counts
         self.each = [fx.Interpreter(program.graph_module) for _ in range(size)]
         self.layout: Any = "contiguous"
         for module in program.graph_module.modules():
-            if isinstance(module, (SpreadAttention, HeadsMixer, WholeMixer)):
+            if isinstance(module, SPREADING):
                 self.layout = module.layout
 
     def run(self, call: Call) -> list[list[Tensor]]:
@@ -117,7 +120,7 @@ class Played:
         dim, value = node.meta.get(SPREAD), self.each[0].env.get(node)
         if dim is None or not isinstance(value, Tensor):
             return None
-        return self._joined([one.env[node] for one in self.each], dim)
+        return self._joined([one.env[node] for one in self.each], dim, self.counts[node.meta[LENGTH]])
 
     def _outputs(self, node: fx.Node) -> list[Tensor]:
         found = []
@@ -127,33 +130,33 @@ class Played:
                 found.append(value if whole is None else whole)
         return found
 
-    def _places(self, rank: int) -> Tensor:
-        part = part_size(self.tokens, self.size, self.layout)
-        return places_of(rank, part, self.size, self.layout).clamp(max=self.tokens - 1)
+    def _places(self, rank: int, tokens: int) -> Tensor:
+        part = part_size(tokens, self.size, self.layout)
+        return places_of(rank, part, self.size, self.layout).clamp(max=tokens - 1)
 
-    def _cut(self, whole: Tensor, dim: int) -> list[Tensor]:
-        rows = whole.unflatten(dim, (-1, self.tokens))
-        cut = (rows.index_select(dim + 1, self._places(rank)) for rank in range(self.size))
+    def _cut(self, whole: Tensor, dim: int, tokens: int) -> list[Tensor]:
+        rows = whole.unflatten(dim, (-1, tokens))
+        cut = (rows.index_select(dim + 1, self._places(rank, tokens)) for rank in range(self.size))
         return [each.flatten(dim, dim + 1) for each in cut]
 
-    def _joined(self, parts: Sequence[Tensor], dim: int) -> Tensor:
-        own = part_size(self.tokens, self.size, self.layout)
+    def _joined(self, parts: Sequence[Tensor], dim: int, tokens: int) -> Tensor:
+        own = part_size(tokens, self.size, self.layout)
         rows = torch.cat([part.unflatten(dim, (-1, own)) for part in parts], dim + 1)
-        return in_order(rows, dim + 1, self.tokens, self.size, self.layout).flatten(dim, dim + 1)
+        return in_order(rows, dim + 1, tokens, self.size, self.layout).flatten(dim, dim + 1)
 
     def _together(self, node: fx.Node, given: list[tuple[Any, Any]]) -> list[Any] | None:
         """What processes do together, or None for what each does by itself."""
         args = [each[0] for each in given]
         if node.target is part_of:
-            return [self._cut(whole, dim)[rank] for rank, (whole, dim, *_) in enumerate(args)]
+            return [self._cut(whole, dim, tokens)[rank] for rank, (whole, dim, tokens, *_) in enumerate(args)]
         if node.target is own_tokens:
-            return [part_size(self.tokens, self.size, self.layout)] * self.size
+            return [part_size(args[0][0], self.size, self.layout)] * self.size
         if node.target in (whole_of, token_of, sum_of):
-            dim = args[0][1]
-            whole = self._joined([each[0] for each in args], dim)
+            dim, tokens = args[0][1], args[0][-3]
+            whole = self._joined([each[0] for each in args], dim, tokens)
             if node.target is token_of:
                 index, keepdim = args[0][2:4]
-                whole = whole.narrow(dim, index % self.tokens, 1)
+                whole = whole.narrow(dim, index % tokens, 1)
                 whole = whole if keepdim else whole.squeeze(dim)
             elif node.target is sum_of:
                 others, keepdim, mean = args[0][2:5]
@@ -162,20 +165,27 @@ class Played:
         if node.op != "call_module":
             return None
         module = self.program.graph_module.get_submodule(str(node.target))
-        if not isinstance(module, (SpreadAttention, HeadsMixer, WholeMixer)):
-            return None
+        return self._mixed(module, [kwargs for _, kwargs in given]) if isinstance(module, SPREADING) else None
+
+    def _mixed(self, module: Any, given: list[dict[str, Any]]) -> list[Tensor]:
+        """What a mixer gives each process, of all tokens."""
         mixer = Softmax(module.spec) if isinstance(module, SpreadAttention) else module.mixer
-        dims = {"query": 2, "key": 2, "value": 2, "padding": 1, "source": 1}
-        operands = {name: each for name, each in given[0][1].items() if name != "tokens"}
+        operands = dict(given[0])
+        tokens, keys = operands.pop("tokens"), operands.pop("keys")
+        along = {"query": (2, tokens), "key": (2, keys), "value": (2, keys), "padding": (1, keys), "source": (1, keys)}
+        if isinstance(module, OwnMixer):
+            del along["padding"]
         if module.by_row:
-            dims["bias"] = operands["bias"].dim() - 2
-        for name in operands.keys() & dims.keys():
-            operands[name] = self._joined([kwargs[name] for _, kwargs in given], dims[name])
-        return list(self._cut(mixer.eval()(**operands), 2))
+            along["bias"] = (operands["bias"].dim() - 2, tokens)
+        for name in operands.keys() & along.keys():
+            operands[name] = self._joined([kwargs[name] for kwargs in given], *along[name])
+        return list(self._cut(mixer.eval()(**operands), 2, tokens))
 
 
 def _example(program: Program, tokens: int, *, padded: bool) -> Call:
-    sizes = {symbol: 2 if symbol in program.batch else tokens for symbol in sizes_of_example(program)}
+    sizes = {symbol: 2 for symbol in sizes_of_example(program)}
+    for place, symbol in enumerate(sorted(sizes.keys() - program.batch, key=str)):
+        sizes[symbol] = tokens + 3 * place  # no length like another
 
     def masked(leaf: Any) -> Any:
         if not is_mask(leaf):
@@ -189,15 +199,15 @@ def _example(program: Program, tokens: int, *, padded: bool) -> Call:
     return call
 
 
-def _tokens(program: Program, call: Call) -> int:
-    """T in a call."""
-    size, values = tokens_of(program), {}
+def _counts(program: Program, call: Call) -> dict[sympy.Expr, int]:
+    """How many tokens a call has, by the length's name."""
+    values = {}
     for node, leaf in zip(program.graph.find_nodes(op="placeholder"), pytree.tree_leaves(call), strict=True):
         if isinstance(leaf, Tensor) and isinstance(node.meta.get("val"), Tensor):
             for symbol, number in zip(node.meta["val"].shape, leaf.shape, strict=True):
                 if isinstance(symbol, torch.SymInt):
                     values[symbol.node.expr] = number
-    return int(size.xreplace(values))
+    return {length: int(length.xreplace(values)) for length in lengths_in(program)}
 
 
 def _first(program: Program, played: Played, call: Call) -> str:

@@ -13,19 +13,21 @@ from typing import Any
 
 import sympy
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from remixer.mixers import DistributedMixer, Softmax
 from remixer.mixers.distributed.by_heads import of_some_heads
 from remixer.mixers.distributed.cost import Scheme, layout_of
 from remixer.mixers.distributed.layout import Layout
+from remixer.mixers.distributed.long_short import refusal_of_halo
 from remixer.passes.base import Pass
 from remixer.passes.errors import ShardError
 from remixer.passes.sharded_operators import rows_in, spread_dim, takes_all
 from remixer.passes.sites import Site, sites_of
 from remixer.passes.spread_tokens import (
     HeadsMixer,
+    OwnMixer,
     SpreadAttention,
     WholeMixer,
     own_tokens,
@@ -40,6 +42,7 @@ from remixer.rewrite.program import Program, expression, shape_of
 
 aten = torch.ops.aten
 SPREAD = "spread"  # in a node's meta: along which dimension of its value this process has a part
+LENGTH = "length"  # and of how many tokens
 _WIDE = (aten.embedding.default,)
 _SUMS = {aten.sum.dim_IntList: False, aten.mean.dim: True}
 
@@ -69,41 +72,55 @@ class ShardSequence(Pass):
         Raises:
             ShardError: the program has no tokens in common that could be spread.
         """
-        tokens_of(program)
+        lengths_in(program)
 
     def run(self, editor: Editor) -> None:
         """See Pass.run."""
         _Sharding(self, editor).run()
 
 
-def tokens_of(program: Program) -> sympy.Expr:
-    """How many tokens there are, as all attentions have it.
+def lengths_in(program: Program) -> tuple[sympy.Expr, ...]:
+    """How many tokens there are, as the attentions have it: one number, or of an encoder and a decoder two.
 
     Raises:
-        ShardError: there is no attention, they differ, or it is a fixed number.
+        ShardError: there is no attention, a number is fixed, or there are more than two.
     """
     sites = sites_of(program)
     if not sites:
         raise ShardError("cannot shard the sequence: no attention was replaced. Give remix 'distributed'")
-    sizes = {
-        expression(operand.meta["val"].shape[2])
-        for site in sites
-        for name in ("query", "key", "value")
-        if (operand := site.operand(name)) is not None
-    }
-    if len(sizes) > 1 or not next(iter(sizes)).free_symbols:
-        found = ", ".join(sorted(map(str, sizes)))
+    found: dict[sympy.Expr, str] = {}
+    for site in sites:
+        for length in _lengths_of(site):
+            found.setdefault(length, site.name)
+    told = ", ".join(f"{length} at {name}" for length, name in found.items())
+    advice = "What to do: partition with strategy='replicated', which needs none"
+    if not all(length.free_symbols for length in found):
         raise ShardError(
-            f"cannot shard the sequence: the attentions have no length in common that is free, but {found}. "
-            "What to do: partition with strategy='replicated', which needs none"
+            f"cannot shard the sequence: the attentions have a length that is not free: {told}. {advice}"
         )
-    return sizes.pop()
+    if len(found) > 2:
+        raise ShardError(
+            f"cannot shard the sequence: there may be one length, or one of queries and one of keys, but the "
+            f"attentions have {told}. {advice}"
+        )
+    return tuple(found)
 
 
 def layout_for(program: Program, scheme: Scheme) -> Layout:
     """Which tokens each process has: one choice for the whole program."""
-    layouts = {layout_of(scheme, site.spec) for site in sites_of(program)}
+    sites = sites_of(program)
+    if any(refusal_of_halo(site.mixer) is None for site in sites):
+        return "contiguous"  # of zigzag's pieces, hardly any neighbours are in one process
+    layouts = {layout_of(scheme, site.spec) for site in sites}
     return layouts.pop() if len(layouts) == 1 else "contiguous"
+
+
+def _lengths_of(site: Site) -> tuple[sympy.Expr, sympy.Expr]:
+    """T and S; some mixers of one sequence read its values alone."""
+    value = site.operand("value")
+    assert value is not None
+    query = site.operand("query") or value
+    return expression(query.meta["val"].shape[2]), expression(value.meta["val"].shape[2])
 
 
 class _Sharding:
@@ -111,13 +128,14 @@ class _Sharding:
 
     def __init__(self, options: ShardSequence, editor: Editor) -> None:
         self.options, self.editor = options, editor
-        self.tokens = tokens_of(editor.program)
+        self.lengths = lengths_in(editor.program)
         self.where = (options.mesh_dim, layout_for(editor.program, options.scheme))
         self.dims: dict[fx.Node, int] = {}
+        self.length: dict[fx.Node, sympy.Expr] = {}
         self.parts: dict[tuple[fx.Node, int], fx.Node] = {}
         self.wholes: dict[fx.Node, fx.Node] = {}
         self.sites = {site.node: site for site in sites_of(editor.program)}
-        self.count: fx.Node | None = None
+        self.counts: dict[sympy.Expr, fx.Node] = {}
 
     def run(self) -> None:
         for node in list(self.editor.graph.nodes):
@@ -134,9 +152,9 @@ class _Sharding:
     def _placeholder(self, node: fx.Node) -> None:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 2:
-            dim = self._tokens_in(node)
-            if dim is not None:
-                part = self._part(node, dim, self._after_inputs()[0])
+            found = self._tokens_in(node)
+            if found is not None:
+                part = self._part(node, *found, self._after_inputs()[0])
                 for user in list(node.users):
                     if user is not part and user.target is not aten.sym_size.int:
                         self.editor.read(user, node, part)
@@ -150,27 +168,33 @@ class _Sharding:
         if not isinstance(node.meta.get("val"), (Tensor, tuple, list)):
             return
         if node.target in _WIDE and isinstance(ids := node.args[1], fx.Node) and ids not in self.dims:
-            dim = self._tokens_in(ids)
-            if dim is not None:
-                self.editor.read(node, ids, self._part(ids, dim, node))
+            found = self._tokens_in(ids)
+            if found is not None:
+                self.editor.read(node, ids, self._part(ids, *found, node))
         spread = [each for each in node.all_input_nodes if each in self.dims]
         if not spread:
             return
-        dim = spread_dim(node, self.dims, self.tokens)
+        length = self.length[spread[0]]
+        several = any(self.length[each] != length for each in spread)
+        dim = None if several else spread_dim(node, self.dims, length)
         if dim is None:
             self._mixing(node, spread)
             return
-        self.dims[node] = dim
-        node.meta[SPREAD] = dim
-        self._cut_operands(node, dim)
-        self._local_sizes(node)
+        self._mark(node, dim, length)
+        self._cut_operands(node, dim, length)
+        self._local_sizes(node, length)
 
-    def _tokens_in(self, node: fx.Node) -> int | None:
-        """The only dimension of a value that runs over the tokens."""
-        found = [dim for dim, size in enumerate(shape_of(node) or ()) if size == self.tokens]
+    def _mark(self, node: fx.Node, dim: int, length: sympy.Expr) -> None:
+        """A node's value has a part of so many tokens, along a dimension."""
+        self.dims[node], self.length[node] = dim, length
+        node.meta |= {SPREAD: dim, LENGTH: length}
+
+    def _tokens_in(self, node: fx.Node) -> tuple[int, sympy.Expr] | None:
+        """The only dimension of a value that runs over tokens, and how many."""
+        found = [(dim, size) for dim, size in enumerate(shape_of(node) or ()) if size in self.lengths]
         return found[0] if len(found) == 1 else None
 
-    def _cut_operands(self, node: fx.Node, dim: int) -> None:
+    def _cut_operands(self, node: fx.Node, dim: int, length: sympy.Expr) -> None:
         """Of whole operands that are lined up with spread ones, only the own part counts."""
         out = len(shape_of(node) or ())
         aligned = node.op == "call_module" or torch.Tag.pointwise in getattr(node.target, "tags", ())
@@ -185,28 +209,28 @@ class _Sharding:
                 place = self.dims[next(each for each in node.all_input_nodes if each in self.dims)]
             if product and place >= len(shape) - 2:
                 continue
-            if 0 <= place < len(shape) and rows_in(shape[place], self.tokens) is not None:
-                self.editor.read(node, operand, self._part(operand, place, node))
+            if 0 <= place < len(shape) and rows_in(shape[place], length) is not None:
+                self.editor.read(node, operand, self._part(operand, place, length, node))
 
-    def _local_sizes(self, node: fx.Node) -> None:
+    def _local_sizes(self, node: fx.Node, length: sympy.Expr) -> None:
         """Sizes that are arguments, such as those of a view, count the own tokens only."""
         for size in node.all_input_nodes:
             value = size.meta.get("val")
-            if isinstance(value, torch.SymInt) and expression(value).free_symbols & self.tokens.free_symbols:
-                self.editor.read(node, size, self._local_size(size, node))
+            if isinstance(value, torch.SymInt) and expression(value).free_symbols & length.free_symbols:
+                self.editor.read(node, size, self._local_size(size, length, node))
 
-    def _local_size(self, size: fx.Node, before: fx.Node) -> fx.Node:
+    def _local_size(self, size: fx.Node, length: sympy.Expr, before: fx.Node) -> fx.Node:
         """A size of the whole sequence as one of the part."""
         found = expression(size.meta["val"])
-        if found == self.tokens:
-            return self.editor.call(own_tokens, self._count(before), *self.where, before=before, fake=size.meta["val"])
+        if found == length:
+            return self.editor.call(own_tokens, self._count(length), *self.where, before=before, fake=size.meta["val"])
         if size.op != "call_function" or size.target is aten.sym_size.int:
             raise ShardError(f"cannot shard the sequence: {before.name} takes a size of {found}, made of the tokens'")
         args = map_arg(
             size.args,
             lambda each: (
-                self._local_size(each, before)
-                if expression(each.meta["val"]).free_symbols & self.tokens.free_symbols
+                self._local_size(each, length, before)
+                if expression(each.meta["val"]).free_symbols & length.free_symbols
                 else each
             ),
         )
@@ -216,7 +240,7 @@ class _Sharding:
         """An operator that needs all tokens: a sum of them, one of them, or it gets them all."""
         operand = spread[0]
         dim = self.dims[operand]
-        simple = len(spread) == 1 and (shape_of(operand) or ())[dim] == self.tokens and operand is node.args[0]
+        simple = len(spread) == 1 and (shape_of(operand) or ())[dim] == self.length[operand] and operand is node.args[0]
         if simple and node.target is aten.select.int and isinstance(node.args[2], int):
             along: Any = node.args[1]
             if along % self._ndim(operand) == dim:
@@ -255,44 +279,51 @@ class _Sharding:
         return len(shape_of(node) or ())
 
     def _instead(self, node: fx.Node, function: Any, operand: fx.Node, *args: Any) -> None:
-        new = self.editor.call(
-            function, operand, *args, self._count(node), *self.where, before=node, fake=node.meta["val"]
-        )
+        count = self._count(self.length[operand])
+        new = self.editor.call(function, operand, *args, count, *self.where, before=node, fake=node.meta["val"])
         self.editor.replace(node, new)
 
     def _site(self, site: Site) -> None:
         node, mixer = site.node, site.mixer
-        dims = {"query": 2, "key": 2, "value": 2, "padding": 1, "source": 1}
+        T, S = _lengths_of(site)
+        by_halo = refusal_of_halo(mixer) is None
+        along = {"query": (2, T), "key": (2, S), "value": (2, S), "source": (1, S)}
+        if not by_halo:  # which looks at the padding of all tokens: a byte each
+            along["padding"] = (1, S)
         operands = dict(node.kwargs)
         bias = site.operand("bias")
-        by_row = bias is not None and mixer.spec.bias == "dense" and (shape_of(bias) or ())[-2] == self.tokens
+        by_row = bias is not None and mixer.spec.bias == "dense" and (shape_of(bias) or ())[-2] == T
         if bias is not None and by_row:
-            dims["bias"] = self._ndim(bias) - 2
+            along["bias"] = (self._ndim(bias) - 2, T)
         for name, each in operands.items():
             if isinstance(each, fx.Node):
-                if name not in dims:
+                if name not in along:
                     operands[name] = self._whole(each, node) if each in self.dims else each
                 elif each not in self.dims:
-                    operands[name] = self._part(each, dims[name], node)
-                elif self.dims[each] != dims[name]:
-                    operands[name] = self._part(self._whole(each, node), dims[name], node)
-        module: Any
-        some = of_some_heads(mixer, self.options.ranks) if self.options.ranks > 1 else None
-        if isinstance(mixer, (DistributedMixer, Softmax)):
-            module = SpreadAttention(mixer.spec, self.options.scheme, self.where[1], self.where[0], by_row=by_row)
-        elif some is not None:
-            module = HeadsMixer(mixer, some, self.options.ranks, self.where[1], self.where[0])
-        else:
-            module = WholeMixer(mixer, self.where[1], self.where[0], by_row=by_row)
-            told = f"{mixer.config.name!r} runs on the whole sequence, on every process"
-            self.editor.miss(Miss(told, node, "ShardSequence", site.name))
-        path = self.editor.register(f"{node.target}_spread", module.eval())
-        operands["tokens"] = self._count(node)
+                    operands[name] = self._part(each, *along[name], node)
+                elif (self.dims[each], self.length[each]) != along[name]:
+                    operands[name] = self._part(self._whole(each, node), *along[name], node)
+        path = self.editor.register(f"{node.target}_spread", self._spread(site, by_row=by_row).eval())
+        operands |= {"tokens": self._count(T), "keys": self._count(S)}
         new = self.editor.call_module(path, operands, before=node, fake=node.meta["val"])
         new.meta["stands for"] = node.name
-        self.dims[new] = 2
-        new.meta[SPREAD] = 2
+        self._mark(new, 2, T)
         self.editor.replace(node, new)
+
+    def _spread(self, site: Site, *, by_row: bool) -> nn.Module:
+        """What stands in the place of a site."""
+        mixer, (mesh_dim, layout), ranks = site.mixer, self.where, self.options.ranks
+        if isinstance(mixer, (DistributedMixer, Softmax)):
+            return SpreadAttention(mixer.spec, self.options.scheme, layout, mesh_dim, by_row=by_row)
+        refused = refusal_of_halo(mixer)
+        if refused is None:
+            return OwnMixer(mixer, mesh_dim)
+        some = of_some_heads(mixer, ranks) if ranks > 1 else None
+        if some is not None:
+            return HeadsMixer(mixer, some, ranks, layout, mesh_dim)
+        told = f"{mixer.config.name!r} runs on the whole sequence, on every process: {refused}"
+        self.editor.miss(Miss(told, site.node, "ShardSequence", site.name))
+        return WholeMixer(mixer, layout, mesh_dim, by_row=by_row)
 
     def _output(self, node: fx.Node) -> None:
         if self.options.gather:
@@ -300,43 +331,34 @@ class _Sharding:
                 if each in self.dims:
                     self.editor.read(node, each, self._whole(each, node))
 
-    def _part(self, whole: fx.Node, dim: int, before: fx.Node) -> fx.Node:
+    def _part(self, whole: fx.Node, dim: int, length: sympy.Expr, before: fx.Node) -> fx.Node:
         if (whole, dim) not in self.parts or self.parts[whole, dim] > before:
-            part = self.editor.call(
-                part_of, whole, dim, self._count(before), *self.where, before=before, fake=whole.meta["val"]
-            )
+            count, fake = self._count(length), whole.meta["val"]
+            part = self.editor.call(part_of, whole, dim, count, *self.where, before=before, fake=fake)
             self.parts[whole, dim] = part
-            self.dims[part] = dim
-            part.meta[SPREAD] = dim
+            self._mark(part, dim, length)
         return self.parts[whole, dim]
 
     def _whole(self, part: fx.Node, before: fx.Node) -> fx.Node:
         if part not in self.wholes or self.wholes[part] > before:
-            self.wholes[part] = self.editor.call(
-                whole_of,
-                part,
-                self.dims[part],
-                self._count(before),
-                *self.where,
-                before=before,
-                fake=part.meta["val"],
-            )
+            dim, count, fake = self.dims[part], self._count(self.length[part]), part.meta["val"]
+            self.wholes[part] = self.editor.call(whole_of, part, dim, count, *self.where, before=before, fake=fake)
         return self.wholes[part]
 
     def _after_inputs(self) -> list[fx.Node]:
         return [each for each in self.editor.graph.nodes if each.op not in ("placeholder", "get_attr")]
 
-    def _count(self, before: fx.Node) -> fx.Node:
-        """T, from an input."""
-        if self.count is None:
+    def _count(self, length: sympy.Expr) -> fx.Node:
+        """How many tokens there are, from an input."""
+        if length not in self.counts:
             first = self._after_inputs()[0]
-            self.count = self._made_of_inputs(first)
-        return self.count
+            self.counts[length] = self._made_of_inputs(length, first)
+        return self.counts[length]
 
-    def _made_of_inputs(self, before: fx.Node) -> fx.Node:
+    def _made_of_inputs(self, length: sympy.Expr, before: fx.Node) -> fx.Node:
         for node in self.editor.graph.find_nodes(op="placeholder"):
             for dim, size in enumerate(shape_of(node) or ()):
-                if size == self.tokens:
+                if size == length:
                     value = node.meta["val"].shape[dim]
                     return self.editor.call(aten.sym_size.int, node, dim, before=before, fake=value)
-        raise ShardError(f"cannot shard the sequence: no input has a size of {self.tokens}, the tokens'")
+        raise ShardError(f"cannot shard the sequence: no input has a size of {length}, the tokens'")

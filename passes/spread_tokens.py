@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from remixer.mixers import Mixer, Softmax
+from remixer.mixers import LongShortMixer, Mixer, Softmax
 from remixer.mixers.distributed.by_heads import mix_by_heads
 from remixer.mixers.distributed.collectives import gathered, total
 from remixer.mixers.distributed.cost import Scheme
 from remixer.mixers.distributed.layout import Layout, in_order, own_places, part_size
+from remixer.mixers.distributed.long_short import mix_own_tokens
 from remixer.mixers.distributed.ranks import ranks_of
 from remixer.mixers.distributed.schemes import SCHEMES, Operands, Spread
 from remixer.mixers.spec import AttentionSpec
@@ -121,6 +122,7 @@ class SpreadAttention(nn.Module):
     def forward(
         self,
         tokens: int,
+        keys: int,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -131,11 +133,12 @@ class SpreadAttention(nn.Module):
         """From this process's operands, see `mixers.distributed.schemes.Operands`, to its part of the output.
 
         Args:
-            tokens: T, how many there are in all.
+            tokens: T, how many queries there are in all.
+            keys: S.
             query: (B, H, n, D).
-            key: (B, G, n, D).
-            value: (B, G, n, E).
-            padding: (B, n) bool, or None.
+            key: (B, G, m, D).
+            value: (B, G, m, E).
+            padding: (B, m) bool, or None.
             bias: by offset or dense, or None.
             sink: (H,), or None.
 
@@ -146,7 +149,7 @@ class SpreadAttention(nn.Module):
         if ranks.size == 1:
             alone: Tensor = self.alone(query, key, value, padding=padding, bias=bias, sink=sink)
             return alone
-        spread = Spread(self.spec, ranks, self.layout, tokens, tokens)
+        spread = Spread(self.spec, ranks, self.layout, tokens, keys)
         dropout = self.spec.dropout if self.training else 0.0
         return SCHEMES[self.scheme](Operands(query, key, value, padding, bias, sink, self.by_row), spread, dropout)
 
@@ -171,7 +174,7 @@ class HeadsMixer(nn.Module):
         self.mixer, self.some, self.size, self.layout, self.mesh_dim = mixer, (some,), ranks, layout, mesh_dim
         self.by_row = False
 
-    def forward(self, tokens: int, **operands: Tensor | None) -> Tensor:
+    def forward(self, tokens: int, keys: int, **operands: Tensor | None) -> Tensor:
         """From this process's operands to its part of the output.
 
         Raises:
@@ -183,8 +186,32 @@ class HeadsMixer(nn.Module):
             return alone
         if ranks.size != self.size:
             raise ValueError(f"the heads were spread over {self.size} processes, these are {ranks.size}")
-        spread = Spread(self.mixer.spec, ranks, self.layout, tokens, tokens)
+        spread = Spread(self.mixer.spec, ranks, self.layout, tokens, keys)
         return mix_by_heads(self.mixer, self.some[0], operands, spread)
+
+
+class OwnMixer(nn.Module):
+    """A Long-Short mixer of this process's tokens; see `mixers.distributed.long_short`.
+
+    Args:
+        mixer: one that `refusal_of_halo` has nothing against.
+        mesh_dim: names the processes, which have contiguous parts.
+    """
+
+    layout: Layout = "contiguous"
+    by_row = False
+
+    def __init__(self, mixer: LongShortMixer, mesh_dim: str) -> None:
+        super().__init__()
+        self.mixer, self.mesh_dim = mixer, mesh_dim
+
+    def forward(self, tokens: int, keys: int, **operands: Tensor | None) -> Tensor:
+        """From this process's operands to its part of the output; a padding is of all tokens."""
+        ranks = ranks_of(self.mesh_dim)
+        if ranks.size == 1:
+            alone: Tensor = self.mixer(**operands)
+            return alone
+        return mix_own_tokens(self.mixer, operands, Spread(self.mixer.spec, ranks, self.layout, tokens, keys))
 
 
 class WholeMixer(nn.Module):
@@ -201,16 +228,16 @@ class WholeMixer(nn.Module):
         super().__init__()
         self.mixer, self.layout, self.mesh_dim, self.by_row = mixer, layout, mesh_dim, by_row
 
-    def forward(self, tokens: int, **operands: Tensor | None) -> Tensor:
+    def forward(self, tokens: int, keys: int, **operands: Tensor | None) -> Tensor:
         """From this process's operands to its part of the output."""
-        dims = {"query": 2, "key": 2, "value": 2, "padding": 1, "source": 1}
+        along = {"query": (2, tokens), "key": (2, keys), "value": (2, keys), "padding": (1, keys), "source": (1, keys)}
         if (bias := operands.get("bias")) is not None and self.by_row:
-            dims["bias"] = bias.dim() - 2
+            along["bias"] = (bias.dim() - 2, tokens)
         whole = {
-            name: whole_of(each.to(torch.uint8), 1, tokens, self.mesh_dim, self.layout).bool()
+            name: whole_of(each.to(torch.uint8), *along[name], self.mesh_dim, self.layout).bool()
             if each is not None and name == "padding"
-            else whole_of(each, dims[name], tokens, self.mesh_dim, self.layout)
-            if each is not None and name in dims
+            else whole_of(each, *along[name], self.mesh_dim, self.layout)
+            if each is not None and name in along
             else each
             for name, each in operands.items()
         }

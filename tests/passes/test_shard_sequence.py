@@ -11,7 +11,8 @@ import remixer
 from remixer import LongShort
 from remixer.passes.errors import ShardError
 from remixer.passes.prove_sharding import prove_sharding
-from remixer.passes.shard_sequence import SPREAD, ShardSequence
+from remixer.passes.shard_sequence import SPREAD, ShardSequence, layout_for
+from remixer.passes.spread_tokens import HeadsMixer, OwnMixer, SpreadAttention, WholeMixer
 from remixer.rewrite.program import Program
 
 
@@ -122,11 +123,27 @@ def test_what_needs_all_tokens_gets_them_and_is_told():
         ShardSequence("all_gather", strict=True)(program)
 
 
-def test_other_mixers_run_on_the_whole_sequence():
-    program = program_of({"layers.1": LongShort(window=4, segment=2, rank=2), "*": "distributed"})
+def test_long_short_goes_by_halo():
+    program = program_of({"layers.1": LongShort(window=4, segment=2, rank=2), "*": "distributed"}, causal=True)
     result = ShardSequence("all_gather")(program)
     assert prove_sharding(program, result.program) < 1e-4
-    assert any("'long_short' runs on the whole sequence" in str(miss) for miss in result.misses)
+    assert not result.misses
+    kinds = {type(module) for module in result.program.graph_module.modules()}
+    assert kinds >= {OwnMixer, SpreadAttention}
+    assert not kinds & {HeadsMixer, WholeMixer}
+    assert layout_for(program, "all_gather") == "contiguous"  # though causal attention alone would have it zigzag
+    assert layout_for(program_of(causal=True), "all_gather") == "zigzag"
+
+
+def test_other_mixers_run_on_the_whole_sequence():
+    program = program_of({"layers.1": LongShort(window=4, segment=2, retrieve=1), "*": "distributed"}, causal=True)
+    result = ShardSequence("all_gather")(program)
+    assert prove_sharding(program, result.program) < 1e-4
+    told = "'long_short' runs on the whole sequence, on every process: 'long_short' retrieves tokens from anywhere"
+    assert any(told in str(miss) for miss in result.misses)
+    by_heads = ShardSequence("all_gather", ranks=2)(program)
+    assert not by_heads.misses
+    assert layout_for(program, "all_gather") == "zigzag"
 
 
 def test_outputs_may_stay_spread():
@@ -176,7 +193,7 @@ def test_a_fixed_length_is_refused():
             return self.layer(hidden + self.place, None, torch.ones(1, 1, 1, 9, dtype=torch.bool))
 
     program = Program.of(remixer.remix(Fixed().eval(), "softmax", torch.randn(2, 9, 32)))
-    with pytest.raises(ShardError, match=r"no length in common that is free.*strategy='replicated'"):
+    with pytest.raises(ShardError, match=r"a length that is not free: 9 at layer.*strategy='replicated'"):
         ShardSequence("all_gather")(program)
     with pytest.raises(ShardError, match="no attention was replaced"):
         ShardSequence("all_gather")(remixer.capture(Fixed().eval(), torch.randn(2, 9, 32)))

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from remixer.export import load_partition
+import remixer
+from remixer import LongShort
+from remixer.export import load_partition, partition
 
 
 class Reader(nn.Module):
@@ -169,3 +171,27 @@ def one_leaves(folder, how):
     except Exception as error:
         return type(error).__name__, str(error), time.monotonic() - start
     return None
+
+
+def with_long_short(causal):
+    """A reader with an exact attention and a Long-Short one, the same in all processes."""
+    torch.manual_seed(0)
+    layer = LongShort(window=3, segment=2, rank=2, sinks=2, dual_norm="paper" if causal else "none")
+    small = remixer.remix(Reader(causal).eval(), {"attention": layer, "*": "distributed"}, inputs())
+    for name, weight in small.named_parameters():
+        if "mixer" in name:
+            nn.init.normal_(weight, std=0.3)
+    return small.eval()
+
+
+def in_this_process(causal, given):
+    """What a spread graph gives, never written, and its averaged gradients in the order of its parameters."""
+    ranks = torch.distributed.get_world_size()
+    model = partition(with_long_short(causal), ranks, scheme="all_gather").graph_module
+    found = model(**given)
+    (found["logits"].square().mean() + found["mean"].sum()).backward()
+    grads = [each.grad for each in model.parameters()]
+    for grad in grads:
+        torch.distributed.all_reduce(grad, torch.distributed.ReduceOp.SUM)
+        grad /= ranks
+    return {name: each.detach() for name, each in found.items()}, grads

@@ -138,6 +138,10 @@ class _Sharding:
         self.counts: dict[sympy.Expr, fx.Node] = {}
 
     def run(self) -> None:
+        first = self._after_inputs()
+        for node in self.editor.graph.find_nodes(op="placeholder"):
+            if first < node:
+                first.prepend(node)  # so that counts, which are made of inputs, stand before all that needs them
         for node in list(self.editor.graph.nodes):
             if node in self.sites:
                 self._site(self.sites[node])
@@ -154,7 +158,7 @@ class _Sharding:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 2:
             found = self._tokens_in(node)
             if found is not None:
-                part = self._part(node, *found, self._after_inputs()[0])
+                part = self._part(node, *found, self._after_inputs())
                 for user in list(node.users):
                     if user is not part and user.target is not aten.sym_size.int:
                         self.editor.read(user, node, part)
@@ -345,14 +349,13 @@ class _Sharding:
             self.wholes[part] = self.editor.call(whole_of, part, dim, count, *self.where, before=before, fake=fake)
         return self.wholes[part]
 
-    def _after_inputs(self) -> list[fx.Node]:
-        return [each for each in self.editor.graph.nodes if each.op not in ("placeholder", "get_attr")]
+    def _after_inputs(self) -> fx.Node:
+        return next(each for each in self.editor.graph.nodes if each.op not in ("placeholder", "get_attr"))
 
     def _count(self, length: sympy.Expr) -> fx.Node:
         """How many tokens there are, from an input."""
         if length not in self.counts:
-            first = self._after_inputs()[0]
-            self.counts[length] = self._made_of_inputs(length, first)
+            self.counts[length] = self._made_of_inputs(length, self._after_inputs())
         return self.counts[length]
 
     def _made_of_inputs(self, length: sympy.Expr, before: fx.Node) -> fx.Node:

@@ -101,6 +101,15 @@ def refusal(scheme: Scheme, task: Task) -> str | None:
     return None
 
 
+def skips_unseen(spec: AttentionSpec, *, training: bool) -> bool:
+    """Whether processes that have all keys compute nothing of those that no query of theirs may see.
+
+    So it is where there are such keys, and scores are made as in a ring.
+    """
+    hides = spec.causal or spec.windowed
+    return hides and refusal("ring", Task(spec, 1, 1, 1, 1, training=training)) is None
+
+
 def cost(scheme: Scheme, task: Task, machine: Machine = CORE) -> Cost:
     """What a scheme sends, to the byte, and about how long it takes.
 
@@ -109,7 +118,8 @@ def cost(scheme: Scheme, task: Task, machine: Machine = CORE) -> Cost:
     sent, back, held = _VOLUMES[scheme](task)
     spec = task.spec
     flops = 2.0 * task.batch * task.queries * task.keys * spec.heads * (spec.head_dim + spec.value_dim) / task.size
-    if spec.causal:
+    by_rows = scheme == "all_gather" or (scheme == "replicated" and spec.kv_heads % task.size != 0)
+    if spec.causal and (not by_rows or skips_unseen(spec, training=task.training)):
         flops /= 2.0
     computing, sending = flops / machine.flops, sent / machine.bandwidth
     seconds = max(computing, sending) if scheme == "ring" else computing + sending

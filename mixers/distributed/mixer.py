@@ -13,7 +13,7 @@ from remixer.mixers.distributed.cost import SCHEMES as NAMES
 from remixer.mixers.distributed.cost import Choice, Task, choose, layout_of, refusal
 from remixer.mixers.distributed.layout import own_places
 from remixer.mixers.distributed.ranks import Ranks, ranks_of
-from remixer.mixers.distributed.schemes import SCHEMES, Operands, Spread
+from remixer.mixers.distributed.schemes import SCHEMES, Operands, Spread, of_own_rows
 from remixer.mixers.registry import register
 from remixer.mixers.softmax import Softmax, exact_attention
 from remixer.mixers.spec import AttentionSpec
@@ -156,18 +156,7 @@ def _replicated(given: Operands, spread: Spread, dropout: float) -> Tensor:
     if spec.kv_heads % ranks.size == 0:
         return gathered(_some_heads(given, spec, ranks, dropout), 1, ranks)
     own = _parts(given, spread)
-    mixed = exact_attention(
-        own.query,
-        given.key,
-        given.value,
-        rows=spread.own(given.query, spread.queries).clamp(max=spread.queries - 1),
-        spec=spec,
-        queries=spread.queries,
-        padding=given.padding,
-        bias=own.bias,
-        sink=own.sink,
-        dropout=dropout,
-    )
+    mixed = of_own_rows(replace(own, key=given.key, value=given.value, padding=given.padding), spread, dropout)
     return spread.whole(mixed, 2, spread.queries)
 
 

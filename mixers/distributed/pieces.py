@@ -68,7 +68,6 @@ def ring_of(spec: AttentionSpec, keys: int, layout: Layout, ranks: Ranks) -> Rin
 
 
 HIDDEN, CAUSAL = object(), object()
-Place = tuple[int, int, int]  # a process, which of its pieces, and how many places it has
 
 
 def slices_of(part: int, layout: str) -> list[slice]:
@@ -76,20 +75,13 @@ def slices_of(part: int, layout: str) -> list[slice]:
     return [slice(0, part)] if layout == "contiguous" else [slice(0, part // 2), slice(part // 2, part)]
 
 
-def places_in(ring: Ring, place: Place) -> range:
-    """The places in the sequence that a piece has."""
-    rank, piece, part = place
-    return pieces_of(rank, part, ring.size, ring.layout)[piece]
-
-
 def mask_between(
-    ring: Ring, bias: Tensor | None, exist: Tensor | None, mine: Place, theirs: Place, like: Tensor
+    ring: Ring, bias: Tensor | None, exist: Tensor | None, rows: range, columns: range, like: Tensor
 ) -> Any:
-    """What is added to the scores of a piece of queries and one of keys.
+    """What is added to the scores of queries and keys at some places; `exist` is of these keys, (B, columns).
 
     None for nothing, HIDDEN if no key is seen, CAUSAL if they are the same tokens, and that is all.
     """
-    rows, columns = places_in(ring, mine), places_in(ring, theirs)
     nearest, furthest = columns.start - (rows.stop - 1), columns.stop - 1 - rows.start  # the least and largest offset
     after = 0 if ring.causal else ring.right
     if columns.start >= ring.keys or (after != FAR and nearest > after) or (ring.left != FAR and furthest < -ring.left):
@@ -110,7 +102,7 @@ def mask_between(
         hidden = outside if hidden is None else hidden if outside is None else hidden | outside
     hidden = None if hidden is None else hidden[None, None]
     if exist is not None:
-        gone = ~exist[:, None, None, slices_of(theirs[2], ring.layout)[theirs[1]]]
+        gone = ~exist[:, None, None]
         hidden = gone if hidden is None else hidden | gone
     if bias is None and hidden is None:
         return None
@@ -130,14 +122,14 @@ class Meeting(NamedTuple):
         mine: which of the process's pieces of queries.
         cut: where it lies in the process's tensors.
         other: where the keys lie in those that came.
-        places: of both in the sequence.
+        places: of queries and keys in the sequence.
         how: what `attend_block` and `block_gradients` take of a mask.
     """
 
     mine: int
     cut: slice
     other: slice
-    places: tuple[Place, Place]
+    places: tuple[range, range]
     how: dict[str, Any]
 
 
@@ -156,18 +148,47 @@ def meetings(
         keys: m.
     """
     queries = like.shape[2]
+    all_rows, all_columns = (pieces_of(*each, ring.size, ring.layout) for each in ((rank, queries), (source, keys)))
     for mine, cut in enumerate(slices_of(queries, ring.layout)):
         for theirs, other in enumerate(slices_of(keys, ring.layout)):
-            places = (rank, mine, queries), (source, theirs, keys)
-            mask = mask_between(ring, bias, exist, *places, like)
+            places, there = (all_rows[mine], all_columns[theirs]), None if exist is None else exist[:, other]
+            mask = mask_between(ring, bias, there, *places, like)
             if mask is not HIDDEN:
-                how = {"mask": None, "causal": True} if mask is CAUSAL else {"mask": mask, "causal": False}
-                yield Meeting(mine, cut, other, places, how)
+                yield Meeting(mine, cut, other, places, _how(mask))
 
 
-def add_by_offset(total: Tensor, of_scores: Tensor, ring: Ring, mine: Place, theirs: Place) -> None:
-    """Add gradients of scores (B, H, n, m) up by offset: total (H, 2 S - 1)."""
-    rows, columns = places_in(ring, mine), places_in(ring, theirs)
+def meetings_with_all(
+    ring: Ring, bias: Tensor | None, exist: Tensor | None, rank: int, like: Tensor
+) -> Iterator[Meeting]:
+    """All pieces of queries of a process, each with those of the keys of all processes that it may see.
+
+    Args:
+        ring: tells what is seen; nothing goes round.
+        bias: by offset, (H, 2 S - 1), or None.
+        exist: (B, S) bool, which of the keys do, or None.
+        rank: the process.
+        like: its queries (B, H, n, D), which give dtype and device of masks.
+    """
+    after = 0 if ring.causal else ring.right
+    rows = pieces_of(rank, like.shape[2], ring.size, ring.layout)
+    for mine, cut in enumerate(slices_of(like.shape[2], ring.layout)):
+        start = 0 if ring.left == FAR else max(0, rows[mine].start - ring.left)
+        stop = ring.keys if after == FAR else min(ring.keys, rows[mine].stop + after)
+        own = min(max(start, rows[mine].start), stop) if ring.causal else start  # what comes before needs no triangle
+        for columns in (range(start, own), range(own, stop)):
+            other = slice(columns.start, columns.stop)
+            there = None if exist is None else exist[:, other]
+            mask = mask_between(ring, bias, there, rows[mine], columns, like) if columns else HIDDEN
+            if mask is not HIDDEN:
+                yield Meeting(mine, cut, other, (rows[mine], columns), _how(mask))
+
+
+def _how(mask: Any) -> dict[str, Any]:
+    return {"mask": None, "causal": True} if mask is CAUSAL else {"mask": mask, "causal": False}
+
+
+def add_by_offset(total: Tensor, of_scores: Tensor, ring: Ring, rows: range, columns: range) -> None:
+    """Add gradients of scores (B, H, n, m) of some places up by offset: total (H, 2 S - 1)."""
     device = total.device
     offset = (
         torch.arange(columns.start, columns.stop, device=device)

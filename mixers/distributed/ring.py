@@ -6,11 +6,10 @@ all. Each piece of keys that no query of a process may see is skipped.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from remixer.mixers.distributed.attention_operator import differentiable
 from remixer.mixers.distributed.blocks import (
     Found,
     attend_block,
@@ -109,15 +108,6 @@ def attend_around(
     return out.to(value.dtype).contiguous(), lse.contiguous()
 
 
-_ring_attention = torch.library.custom_op("remixer::ring_attention", attend_around, mutates_args=())
-
-
-@_ring_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    B, H, n, _D = query.shape
-    return value.new_empty(B, H, n, value.shape[-1]), query.new_empty(B, H, n, dtype=at_least_float32(query.dtype))
-
-
 def gradients_around(
     grad: Tensor,
     query: Tensor,
@@ -178,32 +168,4 @@ def gradients_around(
     return of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype), of_bias
 
 
-_ring_attention_backward = torch.library.custom_op(
-    "remixer::ring_attention_backward", gradients_around, mutates_args=()
-)
-
-
-@_ring_attention_backward.register_fake
-def _(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, exist: Tensor | None, bias: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = at_least_float32(query.dtype)
-    of_bias = query.new_empty(0, dtype=dtype) if bias is None else torch.empty_like(bias, dtype=dtype)
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), of_bias
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, exist, bias, *ring = inputs
-    ctx.save_for_backward(query, key, value, exist, bias, *output)
-    ctx.ring = ring
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    query, key, value, exist, bias, out, lse = ctx.saved_tensors
-    found = _ring_attention_backward(grad.contiguous(), query, key, value, exist, bias, out, lse, *ctx.ring)
-    of_bias = None if bias is None else found[3].to(bias.dtype)
-    return (*found[:3], None, of_bias, *(None for _ in Ring._fields))
-
-
-_ring_attention.register_autograd(_backward, setup_context=_save)
+_ring_attention = differentiable("ring_attention", attend_around, gradients_around)

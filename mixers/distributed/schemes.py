@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from remixer.mixers.distributed.collectives import exchanged, gathered
+from remixer.mixers.distributed.cost import skips_unseen
 from remixer.mixers.distributed.layout import Layout, in_order, own_places, part_size
 from remixer.mixers.distributed.ranks import Ranks
 from remixer.mixers.distributed.ring import ring_attention
+from remixer.mixers.distributed.seen_keys import attention_to_seen
 from remixer.mixers.softmax import exact_attention, repeat_heads
 from remixer.mixers.spec import AttentionSpec
 
@@ -76,13 +78,26 @@ def by_gathering(given: Operands, spread: Spread, dropout: float = 0.0) -> Tenso
     """Keys and values of all processes come here: any mask."""
     key, value = (spread.whole(each, 2, spread.keys) for each in (given.key, given.value))
     padding = None if given.padding is None else spread.whole(given.padding.to(torch.uint8), 1, spread.keys).bool()
+    return of_own_rows(replace(given, key=key, value=value, padding=padding), spread, dropout)
+
+
+def of_own_rows(given: Operands, spread: Spread, dropout: float) -> Tensor:
+    """Attention of this process's queries, to keys and values, and a padding, of all processes."""
+    spec, key, value, padding = spread.spec, given.key, given.value, given.padding
+    if skips_unseen(spec, training=dropout > 0.0):
+        mixed = attention_to_seen(
+            given.query, key, value, padding, given.bias, spec=spec, layout=spread.layout, ranks=spread.ranks
+        )
+        if padding is None or not spec.pads_queries:
+            return mixed
+        return mixed.masked_fill(~spread.part(padding, 1, spread.keys)[:, None, :, None], 0.0)
     rows = spread.own(given.query, spread.queries).clamp(max=spread.queries - 1)
     return exact_attention(
         given.query,
         key,
         value,
         rows=rows,
-        spec=spread.spec,
+        spec=spec,
         queries=spread.queries,
         padding=padding,
         bias=given.bias,

@@ -183,7 +183,7 @@ class Played:
 
 
 def _example(program: Program, tokens: int, *, padded: bool) -> Call:
-    sizes = {symbol: 2 for symbol in sizes_of_example(program)}
+    sizes = dict.fromkeys(sizes_of_example(program), 2)
     for place, symbol in enumerate(sorted(sizes.keys() - program.batch, key=str)):
         sizes[symbol] = tokens + 3 * place  # no length like another
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from remixer.mixers import DistributedMixer, Softmax
+from remixer.mixers import DistributedMixer, LongShortMixer, Softmax
 from remixer.mixers.distributed.by_heads import of_some_heads
 from remixer.mixers.distributed.cost import Scheme, layout_of
 from remixer.mixers.distributed.layout import Layout
@@ -95,9 +95,7 @@ def lengths_in(program: Program) -> tuple[sympy.Expr, ...]:
     told = ", ".join(f"{length} at {name}" for length, name in found.items())
     advice = "What to do: partition with strategy='replicated', which needs none"
     if not all(length.free_symbols for length in found):
-        raise ShardError(
-            f"cannot shard the sequence: the attentions have a length that is not free: {told}. {advice}"
-        )
+        raise ShardError(f"cannot shard the sequence: the attentions have a length that is not free: {told}. {advice}")
     if len(found) > 2:
         raise ShardError(
             f"cannot shard the sequence: there may be one length, or one of queries and one of keys, but the "
@@ -321,6 +319,7 @@ class _Sharding:
             return SpreadAttention(mixer.spec, self.options.scheme, layout, mesh_dim, by_row=by_row)
         refused = refusal_of_halo(mixer)
         if refused is None:
+            assert isinstance(mixer, LongShortMixer)
             return OwnMixer(mixer, mesh_dim)
         some = of_some_heads(mixer, ranks) if ranks > 1 else None
         if some is not None:

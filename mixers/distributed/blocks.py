@@ -46,10 +46,10 @@ def nothing(query: Tensor, value: Tensor) -> Found:
 
 
 def merged(one: Found, other: Found) -> Found:
-    """What was found in two blocks together."""
+    """What was found in two blocks together; the first one's memory is used again."""
     lse = torch.logaddexp(one.lse, other.lse)
-    mine, theirs = (torch.exp(each.lse - lse).nan_to_num(0.0)[..., None] for each in (one, other))
-    return Found(mine * one.out + theirs * other.out, lse)
+    theirs = torch.exp(other.lse - lse).nan_to_num(0.0)[..., None]
+    return Found(one.out.lerp_(other.out, theirs), lse)
 
 
 def attend_block(

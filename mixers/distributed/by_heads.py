@@ -46,7 +46,8 @@ def mix_by_heads(mixer: Mixer, some: Mixer, operands: dict[str, Tensor | None], 
             continue
         if name in ("query", "key", "value"):
             together = exchanged(operand, 1, 2, ranks)
-            given[name] = in_order(together, 2, spread.queries if name == "query" else spread.keys, ranks.size, spread.layout)
+            tokens = spread.queries if name == "query" else spread.keys
+            given[name] = in_order(together, 2, tokens, ranks.size, spread.layout)
         elif name == "padding":
             given[name] = spread.whole(operand.to(torch.uint8), 1, spread.keys).bool()
         elif name == "source":

@@ -103,9 +103,7 @@ def _sight(mixer: LongShortMixer, exist: Tensor, own: Tensor, before: int) -> Ow
     return OwnSight(spec, config, tiling, exist, sinks, mixer.rank, mixer.align, counts)
 
 
-def _sinks(
-    near: tuple[Tensor, Tensor], places: Tensor, before: int, ranks: Ranks, part: int
-) -> tuple[Tensor, Tensor]:
+def _sinks(near: tuple[Tensor, Tensor], places: Tensor, before: int, ranks: Ranks, part: int) -> tuple[Tensor, Tensor]:
     """Keys and values of the first tokens, (B, G, sinks, D and E), from the processes that have them.
 
     Args:
@@ -158,11 +156,11 @@ def _of_segments(
     most = -(-n // segment)
     places = own[:1].div(segment, rounding_mode="floor") * segment + torch.arange(most * segment, device=own.device)
     there = sight.exist.index_select(1, places.clamp(max=T - 1)) & (places < T)
-    here = [
+    read, own_key, own_value = (
         each.index_select(2, (places - own[:1] + each.shape[2] - n).clamp(max=each.shape[2] - 1))
         for each in (reads, key, value)
-    ]
-    level = Level.of(mixer.pooling, *here, there, segment)
+    )
+    level = Level.of(mixer.pooling, read, own_key, own_value, there, segment)
     levels = sight.memory.levels
     parts = [level.key, level.value] if levels == 1 else [level.key, level.value, level.mass[..., None]]
     together = torch.cat(parts, -1).to(key.dtype if levels == 1 else level.mass.dtype)

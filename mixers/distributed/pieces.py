@@ -91,13 +91,16 @@ def mask_between(
     if ring.causal and rows == columns and near and bias is None and exist is None and columns.stop <= ring.keys:
         return CAUSAL
     places = torch.arange(columns.start, columns.stop, device=device)
-    offset = places - torch.arange(rows.start, rows.stop, device=device)[:, None]
+
+    def offset() -> Tensor:  # made only where something asks for it: it is as large as the scores of a head
+        return places.int() - torch.arange(rows.start, rows.stop, device=device, dtype=torch.int32)[:, None]
+
     hidden = None
     if columns.stop > ring.keys:
         hidden = (places >= ring.keys)[None]
     for outside in (
-        offset > after if after != FAR and furthest > after else None,
-        offset < -ring.left if ring.left != FAR and nearest < -ring.left else None,
+        offset() > after if after != FAR and furthest > after else None,
+        offset() < -ring.left if not near else None,
     ):
         hidden = outside if hidden is None else hidden if outside is None else hidden | outside
     hidden = None if hidden is None else hidden[None, None]
@@ -109,7 +112,7 @@ def mask_between(
     added = (
         torch.zeros((), dtype=dtype, device=device)
         if bias is None
-        else bias_at(bias, offset, ring.keys).to(dtype)[None]
+        else bias_at(bias, offset(), ring.keys).to(dtype)[None]
     )
     whole = added if hidden is None else torch.where(hidden, -torch.inf, added)
     return whole.expand(*whole.shape[:2], len(rows), len(columns))

@@ -101,6 +101,7 @@ def attend_around(
             found[mine] = merged(found[mine], block)
         if mean:
             values += values_of_keys(ring, source, v).sum(2)
+        del k, v, there  # or they would be here while the next but one comes
     out, lse = torch.cat([each.out for each in found], 2), torch.cat([each.lse for each in found], 2)
     if mean:
         everywhere = (values / keys).repeat_interleave(query.shape[1] // key.shape[1], 1)
@@ -163,6 +164,7 @@ def gradients_around(
             of_query += asked.query
             travelling[0] += asked.key
             travelling[1] += asked.value
+        del k, v, there
         travelling = moved(travelling, ring, rank)
     of_key, of_value = travelling
     return of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype), of_bias

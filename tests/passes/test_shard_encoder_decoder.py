@@ -1,4 +1,4 @@
-"""Models of two lengths, the source's and the target's, whose tokens are spread; every process is played in this one."""
+"""Models of two lengths, the source's and the target's, whose tokens are spread; processes are played in this one."""
 
 import math
 

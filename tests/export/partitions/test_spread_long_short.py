@@ -2,7 +2,6 @@
 
 import pytest
 import reader
-import torch
 from reader import inputs
 
 from remixer.export import partition

@@ -174,6 +174,27 @@ def long_short_bytes_sent(spec, config, B, T, padding):
     return sum(forward.values()), sum(backward.values())
 
 
+def scores_made(spec, B, T, padding, dtype):
+    """How many pairs of a query and a key all_gather looks at in this process, and how many a ring."""
+    from remixer.mixers.distributed import ring, seen_keys
+
+    found = []
+    for scheme, module in (("all_gather", seen_keys), ("ring", ring)):
+        spread, kept = Spread(spec, ranks_of("sequence"), layout_of(scheme, spec), T, T), module.attend_block
+        found.append(0)
+
+        def attend(query, key, *rest, kept=kept, **how):
+            found[-1] += query.shape[2] * key.shape[2]
+            return kept(query, key, *rest, **how)
+
+        module.attend_block = attend
+        try:
+            SCHEMES[scheme](_parts(Operands(**operands_for(spec, B, T, T, padding, dtype)), spread), spread)
+        finally:
+            module.attend_block = kept
+    return tuple(found)
+
+
 @contextlib.contextmanager
 def counted():
     """Bytes that this process sends, by collective."""
@@ -218,12 +239,12 @@ def with_fault(function, *args):
     """What a function gives where one process skips what it should have sent."""
     from remixer.mixers.distributed import rotation
 
-    kept = rotation.arrived
-    rotation.arrived = lambda coming, like: [None if each is None else each * 0 for each in kept(coming, like)]
+    kept = rotation.unpacked
+    rotation.unpacked = lambda flat, like: [None if each is None else each * 0 for each in kept(flat, like)]
     try:
         return function(*args)
     finally:
-        rotation.arrived = kept
+        rotation.unpacked = kept
 
 
 def as_before_2_13(function, *args):

@@ -24,6 +24,17 @@ def test_formulas():
     assert cost("ring", task()).held * P == 2 * cost("all_gather", task()).held
 
 
+def test_what_no_query_may_see_costs_nothing_where_it_is_skipped():
+    """Half of a causal attention; all of it where a scheme with all keys masks what it computes, as with a sink."""
+    fast = Machine(flops=1.0, bandwidth=1e30)
+    seconds = {name: cost("all_gather", task(**changes), fast).seconds for name, changes in SEEN.items()}
+    assert 2 * seconds["causal"] == seconds["all"] == seconds["sink"]
+    assert cost("ring", task(), fast).seconds == seconds["causal"]
+
+
+SEEN = {"causal": {}, "all": {"causal": False}, "sink": {"sink": True}}
+
+
 def test_few_key_heads_make_a_ring_cheap():
     many, few = task(), task(kv_heads=1)
     assert cost("ulysses", many).sent < cost("ring", many).sent

@@ -58,6 +58,16 @@ def test_it_is_attention_in_one_process(processes, name, scheme, size):
             assert max(found.values()) <= limit(torch.float64), (B, T, found)
 
 
+@pytest.mark.parametrize("name", ["causal", "left padding, mean", "causal window", "causal offset bias"])
+def test_gathered_keys_that_no_query_may_see_are_skipped(processes, name):
+    """As many scores as a ring makes, or fewer where a window cuts into a piece."""
+    spec, padding = spec_of(name)
+    for size in (4, 3):
+        pairs = processes(size)(in_processes.scores_made, spec, 2, 64, padding, torch.float64)
+        for rank, (gathering, ring) in enumerate(pairs):
+            assert gathering <= ring < 64 * 64 / size * 0.65, (rank, pairs)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_lower_precision(processes, scheme, dtype):

@@ -10,7 +10,7 @@ import sympy
 from remixer.export.errors import PartitionError
 from remixer.export.partitions.plan import ActivationPlan, StagePlan, Strategy
 from remixer.passes.prove_stages import independent_rows
-from remixer.passes.shard_sequence import tokens_of
+from remixer.passes.shard_sequence import lengths_in
 from remixer.passes.split_stages import Crossing, Stage
 from remixer.rewrite.program import Program, shape_of
 from remixer.rewrite.sizes import letters_of, written
@@ -25,8 +25,14 @@ def staged(program: Program, stages: tuple[Stage, ...], strategy: Strategy) -> d
         strategy: inside each stage.
 
     Raises:
-        PartitionError: an activation's shape can't be told from those of the inputs.
+        PartitionError: an activation's shape can't be told from those of the inputs, or tokens of two lengths are spread.
     """
+    lengths: tuple[sympy.Expr, ...] = lengths_in(program) if strategy == "sequence" else ()
+    if len(lengths) > 1:
+        raise PartitionError(
+            f"cannot split into stages: tokens of {len(lengths)} lengths are spread, of which a stage is told one. What "
+            "to do: leave stages out, or give strategy='stages'"
+        )
     letters = letters_of(program)
     sizes: dict[str, tuple[str, int]] = {}
     for node in program.graph.find_nodes(op="placeholder"):
@@ -54,10 +60,9 @@ def staged(program: Program, stages: tuple[Stage, ...], strategy: Strategy) -> d
         )
         for stage in stages
     )
-    tokens: sympy.Expr | None = tokens_of(program) if strategy == "sequence" else None
     return {
         "sizes": sizes,
-        "tokens": "" if tokens is None else written(tokens, letters),
+        "tokens": "".join(written(length, letters) for length in lengths),
         "rows": independent_rows(program),
         "stages": plans,
     }

@@ -66,9 +66,11 @@ def worst(processes, size, names, shapes):
 
 
 def test_values_and_gradients_are_those_of_one_process(processes):
-    worst(processes, 4, CASES, [(1, 29), (2, 3)])
-    worst(processes, 3, ["odd window, padding", "causal, left padding", "causal, source"], SHAPES)
-    worst(processes, 2, ["odd window, padding", "causal, left padding"], [(2, 7)])
+    some = ["odd window, padding", "causal, left padding", "causal, source"]
+    worst(processes, 4, CASES, [(2, 29)])
+    worst(processes, 4, [*some, "nothing exists", "dyadic", "causal bias"], [(1, 3), (2, 1)])
+    worst(processes, 3, some, [(2, 16), (1, 7)])
+    worst(processes, 2, some, [(2, 7)])
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch import Tensor
 from remixer.mixers.base import Mixer
 from remixer.mixers.distributed.collectives import gathered, largest, total
 from remixer.mixers.distributed.halo import with_halo
-from remixer.mixers.distributed.own_tiles import OwnSight, OwnTiling, tiles_for
+from remixer.mixers.distributed.own_tiles import OwnSight, OwnTiling, at_least_two, tiles_for
 from remixer.mixers.distributed.ranks import Ranks
 from remixer.mixers.distributed.schemes import Spread
 from remixer.mixers.long_short import LongShortMixer
@@ -73,7 +73,7 @@ def mix_own_tokens(mixer: LongShortMixer, operands: dict[str, Tensor | None], sp
     sight = _sight(mixer, exist, own, before)
     sinks: Pair = (None, None)
     if sight.sinks is not None:
-        sinks = _sinks(near, sight.sinks[0] - own[:1], before, ranks, len(own))
+        sinks = _sinks(near, sight.sinks[0] - own[:1], before, ranks, own.shape[0])
     far: Pair = (None, None)
     if mixer.rank and mixer.spec.causal:
         segment = mixer.config.segment
@@ -153,7 +153,7 @@ def _of_segments(
     """
     assert mixer.pooling is not None
     n, T, segment = own.shape[0], sight.exist.shape[1], mixer.config.segment
-    most = -(-n // segment)
+    most = at_least_two((n + segment - 1) // segment)
     places = own[:1].div(segment, rounding_mode="floor") * segment + torch.arange(most * segment, device=own.device)
     there = sight.exist.index_select(1, places.clamp(max=T - 1)) & (places < T)
     read, own_key, own_value = (
@@ -174,6 +174,6 @@ def _of_segments(
 
 def _slots(tokens: int, part: int, segment: int, most: int, size: int, like: Tensor) -> Tensor:
     """(segments,), where each segment stands among those of all processes, `most` of each."""
-    node = torch.arange(-(-tokens // segment), device=like.device)
+    node = torch.arange((tokens + segment - 1) // segment, device=like.device)
     owner = ((node * segment + segment - 1) // part).clamp(max=size - 1)
     return owner * most + (node - owner * part // segment).clamp(0, most - 1)

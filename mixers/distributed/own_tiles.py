@@ -83,5 +83,10 @@ def tiles_for(causal: bool, window: int, own: Tensor, part: int) -> tuple[Tensor
     begin and end in the middle of one.
     """
     if causal:
-        return own, -(-part // window)
-    return own.div(window, rounding_mode="floor") * window, (part + window - 2) // window + 1
+        return own, at_least_two((part + window - 1) // window)
+    return own.div(window, rounding_mode="floor") * window, at_least_two((part + window - 2) // window + 1)
+
+
+def at_least_two(count: int) -> int:
+    """In a graph one more: traced where there is one, it would take that for what always is."""
+    return count + 1 if torch.compiler.is_compiling() else count

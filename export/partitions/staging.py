@@ -25,13 +25,14 @@ def staged(program: Program, stages: tuple[Stage, ...], strategy: Strategy) -> d
         strategy: inside each stage.
 
     Raises:
-        PartitionError: an activation's shape can't be told from those of the inputs, or tokens of two lengths are spread.
+        PartitionError: an activation's shape can't be told from those of the inputs, or tokens of two lengths are
+            spread.
     """
     lengths: tuple[sympy.Expr, ...] = lengths_in(program) if strategy == "sequence" else ()
     if len(lengths) > 1:
         raise PartitionError(
-            f"cannot split into stages: tokens of {len(lengths)} lengths are spread, of which a stage is told one. What "
-            "to do: leave stages out, or give strategy='stages'"
+            f"cannot split into stages: tokens of {len(lengths)} lengths are spread, of which a stage is told one. "
+            "What to do: leave stages out, or give strategy='stages'"
         )
     letters = letters_of(program)
     sizes: dict[str, tuple[str, int]] = {}

@@ -134,7 +134,7 @@ def _of_all(
     sums = torch.cat([weights.sum(-1, keepdim=True), *(weights @ each.to(weights.dtype) for each in (key, value))], -1)
     mass, far_key, far_value = total(sums, ranks).split([1, key.shape[-1], value.shape[-1]], -1)
     mass = torch.where(mass > 0.0, mass, 1.0)
-    return mixer.far_normed((far_key / mass).to(key.dtype)), mixer.far_normed((far_value / mass).to(value.dtype))
+    return mixer.as_seen((far_key / mass).to(key.dtype), (far_value / mass).to(value.dtype))
 
 
 def _of_segments(
@@ -168,8 +168,7 @@ def _of_segments(
     far_key, far_value, *mass = table.split([each.shape[-1] for each in parts], -1)
     if mass:
         far_key, far_value = all_levels(far_key, far_value, mass[0][..., 0], levels)
-    far_key, far_value = (each.to(key.dtype).flatten(2, 3) for each in (far_key, far_value))
-    return mixer.far_normed(far_key), mixer.far_normed(far_value)
+    return mixer.as_seen(far_key.to(key.dtype).flatten(2, 3), far_value.to(value.dtype).flatten(2, 3))
 
 
 def _slots(tokens: int, part: int, segment: int, most: int, size: int, like: Tensor) -> Tensor:

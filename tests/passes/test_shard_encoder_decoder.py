@@ -8,6 +8,7 @@ from torch import nn
 
 import remixer
 from remixer import LongShort
+from remixer.export import PartitionError, partition
 from remixer.passes.errors import ShardError
 from remixer.passes.prove_sharding import prove_sharding
 from remixer.passes.shard_sequence import LENGTH, ShardSequence, lengths_in
@@ -80,6 +81,13 @@ def test_the_encoder_may_have_another_mixer():
 def test_a_third_length_is_refused():
     with pytest.raises(ShardError, match=r"one length, or one of queries and one of keys.*at encoder.*at beside"):
         ShardSequence("all_gather")(translator(third=True))
+
+
+def test_stages_beside_two_lengths_are_refused():
+    torch.manual_seed(0)
+    model = remixer.remix(Translator().eval(), "distributed", inputs())
+    with pytest.raises(PartitionError, match=r"tokens of 2 lengths are spread.*strategy='stages'"):
+        partition(model, 4, stages=2)
 
 
 def pretrained(name):

@@ -42,6 +42,8 @@ CASES = {
         "right",
     ),
     "causal, softcap": ({**CAUSAL, "softcap": 1.5}, LongShort(window=4, segment=2), "none"),
+    "maps": ({}, LongShort(window=3, rank=2, maps=True), "none"),
+    "causal, maps": (CAUSAL | PADDED, LongShort(window=3, segment=2, maps=True, dual_norm="paper"), "left"),
     "all segments": (CAUSAL, LongShort(window=2, segment=2, memory=None, counted=False), "none"),
     "dyadic": (CAUSAL | PADDED, LongShort(window=2, segment=1, memory="dyadic", per_size=1, rank=2), "left"),
     "causal window": ({**CAUSAL, "window": (3, 0)}, LongShort(window=6), "none"),

@@ -66,6 +66,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/million.py
 	$(BIN)/python benchmarks/onnx_encoder.py
 	$(BIN)/python benchmarks/onnx_decoder.py
+	$(BIN)/python benchmarks/transfer_decoder.py
+	$(BIN)/python benchmarks/transfer_encoder.py
 	$(BIN)/python benchmarks/distributed.py
 	$(BIN)/python benchmarks/distributed_volumes.py --hops 512
 	$(BIN)/python benchmarks/plots.py

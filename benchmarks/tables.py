@@ -60,7 +60,17 @@ def rendered() -> str:
         *mixers(),
         *(
             part
-            for table_of in (mixers_long, others, scaling, million, onnx_encoder, onnx_decoder, distributed)
+            for table_of in (
+                transfer_decoder,
+                transfer_encoder,
+                mixers_long,
+                others,
+                scaling,
+                million,
+                onnx_encoder,
+                onnx_decoder,
+                distributed,
+            )
             if measured(table_of.__name__)
             for part in table_of()
         ),
@@ -71,6 +81,48 @@ def rendered() -> str:
         *long_range(),
     ]
     return "".join(parts)
+
+
+def transfer_decoder() -> list[str]:
+    """What transfer wins back of a decoder."""
+    result = load("transfer_decoder")
+    texts = ("1,024", "2,048", "4,096", "manual")
+    rows = []
+    for name, row in result["rows"].items():
+        ratios = [f"{row['ratios'][text]['ratio']:.3f} ± {row['ratios'][text]['error']:.3f}" for text in texts]
+        far = row["needle"]
+        steps = " + ".join(str(stage["steps"]) for stage in row["stages"])
+        needle = f"{far['rewritten']['top1']:.2f} of {far['original']['top1']:.2f}"
+        rows.append([name, steps, f"{row['before']:.3f}", *ratios, f"{row['agreement']['top1']:.3f}", needle])
+    head = ["", "steps", "before", *(f"{text} tokens" if text != "manual" else "the manual" for text in texts)]
+    overheads = [row["overhead"] for row in result["rows"].values()]
+    return [
+        "\nThe same model with `LongShort(window=128, sinks=4, maps=True)` after `remixer.transfer` on other modules at 1,024 "
+        "tokens: perplexity by that of full attention on the same held-out windows (± standard error of its logarithm), how "
+        "often the most probable next token is the same, and how many tokens of a secret 300 to 400 back are found. A step of "
+        f"attention transfer takes {max(overheads):.2f} forward passes of the original:\n\n",
+        table([*head, "same next token", "needle, top-1"], rows),
+        source(result, "transfer_decoder"),
+    ]
+
+
+def transfer_encoder() -> list[str]:
+    """What transfer wins back of an encoder."""
+    result = load("transfer_encoder")
+    rows = [
+        [
+            name,
+            " + ".join(str(stage["steps"]) for stage in row["stages"]),
+            *(f"{row[when][what]:.3f}" for what in ("cosine", "overlap") for when in ("before", "after")),
+        ]
+        for name, row in result["rows"].items()
+    ]
+    return [
+        f"\nMiniLM's embeddings of {result['texts']['held out']} held-out docstrings after transfer: cosine to the "
+        "original's, and how many of the ten nearest are the same:\n\n",
+        table(["", "steps", "cosine before", "after", "overlap@10 before", "after"], rows),
+        source(result, "transfer_encoder"),
+    ]
 
 
 def mixers() -> list[str]:

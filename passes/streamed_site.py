@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from remixer.mixers import Mixer
 from remixer.mixers.base import State
+from remixer.mixers.eager import plain_inference
 
 
 class AtOnce(nn.Module):
@@ -45,9 +46,13 @@ class Step(nn.Module):
 
     def forward(self, *state: Tensor, **operands: Tensor | None) -> tuple[Tensor, ...]:
         """The output, and the new entries."""
-        given = dict(zip(self.entries, state, strict=True))
+        given = {name: self._own(name, entry) for name, entry in zip(self.entries, state, strict=True)}
         mixed, new = self.mixer.step(given | {name: self.get_buffer(name) for name in self.lasting}, **operands)
         return (mixed, *(new[name] for name in self.entries))
+
+    def _own(self, name: str, entry: Tensor) -> Tensor:
+        """What mixers alike share is copied where a step may write in place: the next one reads it as it was."""
+        return entry.clone() if name in self.mixer.of_tokens and plain_inference(entry) else entry
 
 
 def lasting_entries(mixer: Mixer, length: int) -> tuple[State, list[str]]:

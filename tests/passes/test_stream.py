@@ -97,20 +97,29 @@ def test_the_state_says_where_it_belongs():
     assert set(streamed(Decoder(POSITIONS["counted"])).state) == own | {"position"}
 
 
+class Two(nn.Module):
+    """Two attentions that read the same mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Decoder(), Decoder()
+
+    def forward(self, ids, mask):
+        mask = mask.bool()
+        return self.first(ids, mask)["logits"] + self.second(ids, mask)["logits"]
+
+
 def test_mixers_alike_share_what_tells_which_tokens_exist():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = Decoder(), Decoder()
-
-        def forward(self, ids, mask):
-            mask = mask.bool()
-            return self.first(ids, mask)["logits"] + self.second(ids, mask)["logits"]
-
     streaming = streamed(Two())
     prove_stream(streaming)
     assert sum(name.endswith("exist") for name in streaming.state) == 1
     assert sum(name.endswith("key") for name in streaming.state) == 2
+
+
+def test_a_mixer_writes_nothing_that_the_next_one_has_to_read_as_it_was():
+    streaming = streamed(Two(), LongShort(window=8, segment=4, memory=3))
+    prove_stream(streaming)
+    assert sum(name.endswith("count") for name in streaming.state) == 1
 
 
 def test_many_tokens_at_once_are_many_by_one():

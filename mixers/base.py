@@ -69,6 +69,7 @@ class Mixer(nn.Module, abc.ABC):
             graph; what nobody needs any more is swept away with its parameters.
         of_tokens: names of the entries of its state that nothing decides but which tokens exist: mixers with the same
             options share them.
+        steps_several: whether `step` takes several tokens at once too: (B, H, T, D) instead of (B, H, 1, D).
     """
 
     Config: ClassVar[type[MixerConfig]]
@@ -76,6 +77,7 @@ class Mixer(nn.Module, abc.ABC):
     config: MixerConfig
     operands: tuple[str, ...] = ("query", "key", "value", "padding")
     of_tokens: ClassVar[tuple[str, ...]] = ()
+    steps_several: ClassVar[bool] = False
 
     def __init__(self, spec: AttentionSpec, config: MixerConfig) -> None:
         super().__init__()

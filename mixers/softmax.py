@@ -163,6 +163,7 @@ class Softmax(Mixer):
 
     Config = SoftmaxConfig
     of_tokens = ("exist",)
+    steps_several = True
 
     def __init__(self, spec: AttentionSpec, config: SoftmaxConfig | None = None) -> None:
         super().__init__(spec, config or SoftmaxConfig())

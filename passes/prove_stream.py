@@ -38,8 +38,13 @@ class Piece(NamedTuple):
     inputs: list[Tensor]
 
 
-def prove_stream(streaming: Streaming, schedules: Sequence[tuple[int, int]] = SCHEDULES) -> None:
+def prove_stream(streaming: Streaming, schedules: Sequence[tuple[int, int]] = SCHEDULES, *, then: int = 1) -> None:
     """Run both forms on the program's example, also with padding in front.
+
+    Args:
+        streaming: both graphs.
+        schedules: how many tokens there are in all, and how many of them come first.
+        then: how many come at a time after these.
 
     Raises:
         StreamError: they differ; it says in which node first.
@@ -49,15 +54,12 @@ def prove_stream(streaming: Streaming, schedules: Sequence[tuple[int, int]] = SC
             whole = sequence(streaming, 2, min(tokens, streaming.length), padded=padded)
             expected = tensors_in(streaming.program.graph_module(*whole[0], **whole[1]))
             exist = existing(streaming, whole)
-            for piece, got in run(streaming, whole, min(at_once, streaming.length)):
-                for index, (one, other) in enumerate(zip(got, expected, strict=True)):
-                    wanted = _last(streaming, index, other, piece.stop)
-                    if wanted is None:
-                        continue
-                    there = torch.ones(len(wanted), dtype=torch.bool) if exist is None else exist[:, piece.stop - 1]
+            for piece, got in run(streaming, whole, min(at_once, streaming.length), then):
+                for token, one, wanted in _beside(streaming, piece, got, expected):
+                    there = torch.ones(len(wanted), dtype=torch.bool) if exist is None else exist[:, token]
                     error, limit = error_and_limit(one[there], wanted[there])
                     if not error <= MARGIN * limit:
-                        raise StreamError(_told(streaming, whole, piece, error))
+                        raise StreamError(_told(streaming, whole, token, error))
 
 
 def sequence(streaming: Streaming, batch: int, tokens: int, *, padded: bool = False) -> tuple[Any, Any]:
@@ -84,13 +86,13 @@ def existing(streaming: Streaming, call: tuple[Any, Any]) -> Tensor | None:
     return masks[0].bool() if masks else None
 
 
-def pieces(streaming: Streaming, call: tuple[Any, Any], at_once: int) -> Iterator[Piece]:
-    """A call's first tokens, then one after the other."""
+def pieces(streaming: Streaming, call: tuple[Any, Any], at_once: int, then: int = 1) -> Iterator[Piece]:
+    """A call's first tokens, then so many after the other."""
     nodes = inputs_of(streaming.program)
     tensors = tensors_in(call)
     dims = [token_dimension(node, streaming.tokens) for node in nodes]
     total = next(tensor.shape[dim] for tensor, dim in zip(tensors, dims, strict=True) if dim is not None)
-    for start, stop in [(0, at_once), *((t, t + 1) for t in range(at_once, total))]:
+    for start, stop in [(0, at_once), *((t, min(t + then, total)) for t in range(at_once, total, then))]:
         cut = [
             tensor if dim is None else tensor.narrow(dim, start, stop - start)
             for tensor, dim in zip(tensors, dims, strict=True)
@@ -98,11 +100,13 @@ def pieces(streaming: Streaming, call: tuple[Any, Any], at_once: int) -> Iterato
         yield Piece(start, stop, cut)
 
 
-def run(streaming: Streaming, call: tuple[Any, Any], at_once: int) -> Iterator[tuple[Piece, list[Tensor]]]:
+def run(
+    streaming: Streaming, call: tuple[Any, Any], at_once: int, then: int = 1
+) -> Iterator[tuple[Piece, list[Tensor]]]:
     """The outputs of each piece."""
     state: list[Tensor] = []
     with torch.no_grad():
-        for piece in pieces(streaming, call, at_once):
+        for piece in pieces(streaming, call, at_once, then):
             graph_module = streaming.step if piece.start else streaming.prefill
             with one_thread() if piece.start else contextlib.nullcontext():  # one token is too little work for more
                 results = graph_module(*piece.inputs, *state)
@@ -111,16 +115,23 @@ def run(streaming: Streaming, call: tuple[Any, Any], at_once: int) -> Iterator[t
             yield piece, list(results[:split])
 
 
-def _last(streaming: Streaming, index: int, output: Tensor, stop: int) -> Tensor | None:
-    """Of an output of the whole sequence what a piece that ends there gives; None where it tells nothing."""
+def _beside(
+    streaming: Streaming, piece: Piece, got: list[Tensor], expected: list[Tensor]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Tokens of a piece, what it gives for each, and what the whole sequence gives; of a first piece its last token."""
     leaves = [leaf for leaf in pytree.tree_leaves(streaming.program.graph.output_node().args) if _is_tensor(leaf)]
-    dim = token_dimension(leaves[index], streaming.tokens)
-    return None if dim is None else output.narrow(dim, stop - 1, 1)
+    for leaf, one, other in zip(leaves, got, expected, strict=True):
+        dim = token_dimension(leaf, streaming.tokens)
+        if dim is None:  # it tells nothing
+            continue
+        for t in range(one.shape[dim]):
+            token = piece.stop - one.shape[dim] + t
+            yield token, one.narrow(dim, t, 1), other.narrow(dim, token, 1)
 
 
-def _told(streaming: Streaming, whole: tuple[Any, Any], piece: Piece, error: float) -> str:
+def _told(streaming: Streaming, whole: tuple[Any, Any], token: int, error: float) -> str:
     """The error's sentence, with the first node of a step that differs from the whole."""
-    told = f"token by token the model gives something else than at once, by {error:.2g} at token {piece.stop - 1}"
+    told = f"token by token the model gives something else than at once, by {error:.2g} at token {token}"
     wide = _Values(streaming.program.graph_module)
     wide.run(*pytree.tree_leaves(whole))
     state: list[Tensor] = []

@@ -10,6 +10,9 @@ from remixer.distillation.transfer_report import TransferReport
 from remixer.distillation.transferring import transfer
 from remixer.driver import explain, remix
 from remixer.errors import AlreadyRemixedError, NoAttentionError
+from remixer.generation.decoding import Decoder
+from remixer.generation.errors import GenerationError
+from remixer.generation.generating import generate, generate_stream
 from remixer.mixers import (
     AttentionSpec,
     Distributed,
@@ -48,10 +51,12 @@ __all__ = [
     "ApplyRules",
     "AttentionSpec",
     "CaptureError",
+    "Decoder",
     "Distributed",
     "Editor",
     "ExtendError",
     "FrequencyToeplitz",
+    "GenerationError",
     "LongShort",
     "Match",
     "Miss",
@@ -84,6 +89,8 @@ __all__ = [
     "evaluation",
     "explain",
     "export",
+    "generate",
+    "generate_stream",
     "mixers",
     "passes",
     "plan",

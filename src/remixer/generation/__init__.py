@@ -1,0 +1,1 @@
+"""Text from rewritten decoders, token by token."""

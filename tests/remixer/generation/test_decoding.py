@@ -1,0 +1,182 @@
+"""A prompt at once, tokens after it in any portions, and the state that they go on from."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import remixer
+from remixer import Decoder, GenerationError
+
+EACH = [("llama", "softmax"), ("llama", "long_short"), ("written", "toeplitz")]
+
+
+@pytest.fixture(scope="module")
+def decoder(pair):
+    """A function from names of a model and a mixer to a decoder for 320 tokens, and the rewritten model."""
+    made = {}
+
+    def get(name, mixer):
+        if (name, mixer) not in made:
+            small = pair(name, mixer)[1]
+            made[name, mixer] = Decoder(small, 320), small
+        return made[name, mixer]
+
+    return get
+
+
+def text(rows=2, tokens=300):
+    ids = torch.randint(3, 90, (rows, tokens), generator=torch.Generator().manual_seed(tokens))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    return ids, mask
+
+
+def in_portions(decoder, ids, mask, sizes):
+    """The logits of the last token of the first portion, and of all tokens of the others."""
+    first, *others = zip(ids.split(sizes, 1), mask.split(sizes, 1), strict=True)
+    logits, state = decoder.prefill(*first)
+    found = [logits]
+    for tokens, exist in others:
+        logits, state = decoder.step(tokens, state, exist)
+        found.append(logits)
+    return torch.cat(found, 1), state
+
+
+@pytest.mark.parametrize(("name", "mixer"), EACH)
+def test_any_portions_of_a_text_give_what_the_whole_gives(decoder, name, mixer):
+    streamed, small = decoder(name, mixer)
+    ids, mask = text()
+    with torch.no_grad():
+        if name == "written":
+            whole = small(ids=ids, mask=mask)
+        else:
+            places = (mask.cumsum(1) - 1).clamp(min=0)
+            whole = small(input_ids=ids, attention_mask=mask, position_ids=places).logits
+    for sizes in ([1] * 300, [7, 120, 1, 2, 97, 73], [299, 1]):
+        logits, state = in_portions(streamed, ids, mask, sizes)
+        wanted = whole[:, sizes[0] - 1 :]
+        there = mask[:, sizes[0] - 1 :].bool()
+        assert (logits - wanted)[there].abs().max() <= 1e-4 * whole.abs().max()
+        assert int(state["tokens"]) == 300
+        assert state["existing"].tolist() == [295, 300]
+
+
+@pytest.mark.parametrize(("name", "mixer"), EACH)
+def test_rows_can_be_chosen_and_repeated(decoder, name, mixer):
+    streamed, _ = decoder(name, mixer)
+    ids, mask = text(3, 40)
+    index = torch.tensor([2, 0, 0, 1])
+    _, state = streamed.prefill(ids, mask)
+    one, _ = streamed.step(ids[index, :1], streamed.reorder(state, index))
+    other, _ = streamed.step(ids[index, :1], streamed.prefill(ids[index], mask[index])[1])
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "mixer"), EACH)
+def test_a_state_can_be_forked_saved_and_copied(decoder, name, mixer, tmp_path):
+    streamed, _ = decoder(name, mixer)
+    ids, mask = text(2, 30)
+    _, state = streamed.prefill(ids, mask)
+    torch.save(streamed.fork(state), tmp_path / "state.pt")
+    kept = [streamed.fork(state), copy.deepcopy(state), torch.load(tmp_path / "state.pt")]
+    ahead = ids[:, :8]
+    wanted, after = streamed.step(ahead, state)
+    streamed.step(ids[:, 8:16], after)  # writes on where the copies stopped
+    for each in kept:
+        assert torch.equal(streamed.step(ahead, each)[0], wanted)
+
+
+def test_a_state_is_used_once(decoder):
+    streamed, _ = decoder("llama", "long_short")
+    ids, _ = text(2, 5)
+    _, state = streamed.prefill(ids)
+    streamed.step(ids[:, :1], state)
+    for use in (lambda: streamed.step(ids[:, :1], state), lambda: streamed.fork(state)):
+        with pytest.raises(GenerationError, match="a step took it over. Fork it"):
+            use()
+
+
+def memory(state):
+    return sum(tensor.nbytes for tensor in state.values())
+
+
+def test_the_state_of_long_short_does_not_grow(pair):
+    streamed = Decoder(pair("llama", "long_short")[1], 2000)
+    softmax = Decoder(pair("llama")[1], 2000)
+    ids = torch.randint(3, 90, (1, 2000))
+    sizes = {}
+    for name, each in (("long_short", streamed), ("softmax", softmax)):
+        _, state = each.prefill(ids[:, :50])
+        sizes[name, 50] = memory(state)
+        _, state = each.prefill(ids)
+        sizes[name, 2000] = memory(state)
+    assert sizes["long_short", 50] == sizes["long_short", 2000]
+    assert sizes["softmax", 2000] > 35 * sizes["softmax", 50]
+
+
+def test_what_a_decoder_refuses(decoder):
+    streamed, _ = decoder("llama", "softmax")
+    ids, mask = text(2, 20)
+    _, state = streamed.prefill(ids, mask)
+    for wrong, match in (
+        (lambda: streamed.step(ids[:1, :1], state), "the state is of 2 rows, and there are tokens for 1"),
+        (lambda: streamed.step(ids[:, :1], {"other": ids}), "its entries have other names"),
+        (lambda: streamed.prefill(ids.repeat(1, 20)), "0 tokens and 400 more are more than the 320"),
+        (lambda: streamed.step(ids.repeat(1, 16), state), "20 tokens and 320 more are more than the 320"),
+        (lambda: streamed.prefill(ids[0]), r"expected token ids \(B, T\), got torch.int64 of shape \(20,\)"),
+        (lambda: streamed.prefill(ids[:, :0]), r"of shape \(2, 0\)"),
+        (lambda: streamed.prefill(ids, mask[:, 1:]), "as large as the tokens"),
+    ):
+        with pytest.raises(GenerationError, match=match):
+            wrong()
+    streamed.step(ids[:, :1], state)  # it is whole after all these
+
+
+def test_models_that_no_decoder_can_be_built_of(pair):
+    model, small = pair("written")
+    with pytest.raises(GenerationError, match="built from what remixer.remix gave, got Written"):
+        Decoder(model, 20)
+    with pytest.raises(GenerationError, match="at least 2, got 1"):
+        Decoder(small, 1)
+    with pytest.raises(GenerationError, match="no position for token 400: index out of range"):
+        Decoder(small, 401)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    with pytest.raises(GenerationError, match="captured with src"):
+        Decoder(remixer.remix(layer, "softmax", torch.randn(2, 20, 16)), 20)
+
+
+def test_a_model_without_a_mask_takes_no_padding():
+    class Maskless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.mix = nn.Embedding(20, 16), nn.Linear(16, 48)
+
+        def forward(self, ids):
+            query, key, value = self.mix(self.embedding(ids)).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+            mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+            return mixed.transpose(1, 2).flatten(2)
+
+    streamed = Decoder(remixer.remix(Maskless().eval(), "softmax", torch.randint(0, 20, (2, 9))), 20)
+    ids = torch.randint(0, 20, (1, 4))
+    assert streamed.prefill(ids)[0].shape == (1, 1, 16)
+    with pytest.raises(GenerationError, match="captured without a mask: give remix an attention_mask"):
+        streamed.prefill(ids, torch.tensor([[0, 1, 1, 1]]))
+
+
+def test_weights_that_something_was_computed_from_have_to_stay(pair):
+    small = copy.deepcopy(pair("written", "toeplitz")[1])
+    streamed = Decoder(small, 20)
+    with torch.no_grad():
+        next(small.parameters()).mul_(2.0)
+    with pytest.raises(GenerationError, match="build another"):
+        streamed.prefill(torch.ones(1, 3, dtype=torch.int64))
+
+
+def test_a_model_that_trains_is_run_in_eval(pair):
+    small = copy.deepcopy(pair("written", "long_short")[1]).train()
+    ids = torch.randint(3, 90, (1, 30))
+    logits, _ = Decoder(small, 40).prefill(ids)
+    assert small.training
+    torch.testing.assert_close(logits, Decoder(pair("written", "long_short")[1], 40).prefill(ids)[0])

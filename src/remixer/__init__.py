@@ -10,6 +10,7 @@ from remixer.distillation.transfer_report import TransferReport
 from remixer.distillation.transferring import transfer
 from remixer.driver import explain, remix
 from remixer.errors import AlreadyRemixedError, NoAttentionError
+from remixer.generation.adapting import as_transformers
 from remixer.generation.decoding import Decoder
 from remixer.generation.errors import GenerationError
 from remixer.generation.generating import generate, generate_stream
@@ -85,6 +86,7 @@ __all__ = [
     "UnknownMixerError",
     "Unsupported",
     "UnsupportedAttentionError",
+    "as_transformers",
     "capture",
     "evaluation",
     "explain",

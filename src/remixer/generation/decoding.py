@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from remixer.generation.errors import GenerationError
 from remixer.generation.feeds import Feeds
@@ -39,6 +40,7 @@ class Decoder:
 
     Attributes:
         length: as given.
+        model: as given.
 
     Raises:
         GenerationError: the model can't go token by token, takes other inputs than token ids, masks and positions, has
@@ -54,7 +56,7 @@ class Decoder:
         if length < 2:
             raise GenerationError(f"length counts the tokens of prompt and answer, at least 2, got {length}")
         program = Program.of(model)
-        self.length, self._model = length, model
+        self.length, self.model = length, model
         self._feeds = Feeds.of(program)
         with self._evaluated():
             try:
@@ -73,6 +75,11 @@ class Decoder:
             self._rows = self._row_dimensions()
             self._check_last_position()
 
+    @property
+    def stale(self) -> bool:
+        """Whether the model's weights were moved, or changed where something was computed from them, since."""
+        return self._made_from != self._weights()
+
     def prefill(self, tokens: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, State]:
         """The logits of a prompt's last token, and the state after it.
 
@@ -87,7 +94,7 @@ class Decoder:
             GenerationError: the prompt is empty or too long, or padded though the model was captured without a mask;
                 the model's weights or device were changed since this was built.
         """
-        if self._made_from != self._weights():
+        if self.stale:
             raise GenerationError(
                 "the model's weights were changed or moved since this decoder was built: build another"
             )
@@ -126,6 +133,21 @@ class Decoder:
             each, state = self._taken(self._run(self._streaming.step, [*inputs, *past]), own)
             logits.append(each)
         return torch.cat(logits, 1) if len(logits) > 1 else logits[0], state
+
+    def whole(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The logits of all tokens (B, T, vocabulary), by the model itself, as it was captured; gradients flow.
+
+        Args:
+            tokens: (B, T) token ids.
+            attention_mask: (B, T), 1 or True where a token exists, or None where all do.
+        """
+        exist = self._existing(tokens, attention_mask)
+        given = iter(self._feeds.tensors(tokens, exist, 0))
+        program = self._streaming.program
+        args, kwargs = pytree.tree_map(
+            lambda leaf: next(given) if isinstance(leaf, Tensor) else leaf, (program.args, dict(program.kwargs))
+        )
+        return tensors_in(self.model(*args, **kwargs))[self._logits]
 
     def fork(self, state: State) -> State:
         """A copy of a state, from which another text can go on."""
@@ -232,10 +254,10 @@ class Decoder:
             raise GenerationError(f"the model has no position for token {last}: {error}") from error
 
     def _evaluated(self) -> contextlib.AbstractContextManager[None]:
-        return mode(self._model, training=False) if self._model.training else contextlib.nullcontext()
+        return mode(self.model, training=False) if self.model.training else contextlib.nullcontext()
 
     def _weights(self) -> tuple[torch.device, int]:
         """The device of the weights, and, where something was computed from them, how often they were written to."""
-        weights = list(self._model.parameters())
+        weights = list(self.model.parameters())
         written = sum(weight._version for weight in weights) if getattr(self, "_lasting", False) else 0
         return (weights[0].device if weights else torch.device("cpu")), written

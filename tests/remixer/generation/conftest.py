@@ -71,15 +71,6 @@ MIXERS = {
 }
 
 
-def prompts(rows, tokens=9):
-    """Ids, and a mask whose rows but the last are padded in front."""
-    ids = torch.randint(3, VOCABULARY, (rows, tokens), generator=torch.Generator().manual_seed(rows))
-    mask = torch.ones_like(ids)
-    for row in range(rows - 1):
-        mask[row, : row + 2] = 0
-    return ids.masked_fill(mask == 0, 0), mask
-
-
 @pytest.fixture(scope="session")
 def pair():
     """A function from names of a model and a mixer to the model, and what it is rewritten to."""
@@ -89,7 +80,8 @@ def pair():
         if (name, mixer) not in made:
             torch.manual_seed(0)
             model = made[name] if name in made else made.setdefault(name, MODELS[name]().eval())
-            ids, mask = prompts(2, 20)
+            ids = torch.randint(0, VOCABULARY, (2, 20))
+            mask = torch.ones_like(ids)
             inputs = {"ids": ids, "mask": mask}
             if name != "written":
                 inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": torch.arange(20).expand(2, -1)}

@@ -70,7 +70,9 @@ class RemixedForCausalLM(PreTrainedModel, GenerationMixin):
         self.remixed, self.length = model, length
         self._built: list[Decoder] = []
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *others: Any) -> None:
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self, generation_config: Any, model_kwargs: dict[str, Any], *others: Any
+    ) -> None:
         if generation_config.cache_implementation is not None:
             raise GenerationError(
                 f"cache_implementation={generation_config.cache_implementation!r} is for keys and values: a rewritten "
@@ -85,6 +87,14 @@ class RemixedForCausalLM(PreTrainedModel, GenerationMixin):
         if not self._built or self._built[0].stale:
             self._built = [Decoder(self.remixed, self.length)]
         return self._built[0]
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Not here: nothing could load it.
+
+        Raises:
+            GenerationError: always.
+        """
+        raise GenerationError("from_pretrained can't load a rewritten model: save the state_dict of what remix gave")
 
     def forward(
         self,
@@ -123,6 +133,11 @@ class RemixedForCausalLM(PreTrainedModel, GenerationMixin):
                 loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
         else:
             cache = StateCache(self.decoder) if past_key_values is None else past_key_values
+            if not isinstance(cache, StateCache):
+                raise GenerationError(
+                    f"got a {type(cache).__name__} as past_key_values: a rewritten model keeps the states of its "
+                    "mixers. Leave it out, or give what an earlier call gave"
+                )
             if cache.state:
                 logits, cache.state = cache.decoder.step(input_ids, cache.state, mask)
             else:

@@ -94,7 +94,7 @@ def test_a_state_is_used_once(decoder):
     _, state = streamed.prefill(ids)
     streamed.step(ids[:, :1], state)
     for use in (lambda: streamed.step(ids[:, :1], state), lambda: streamed.fork(state)):
-        with pytest.raises(GenerationError, match="a step took it over. Fork it"):
+        with pytest.raises(GenerationError, match="a step took it over"):
             use()
 
 
@@ -136,7 +136,7 @@ def test_what_a_decoder_refuses(decoder):
 
 def test_models_that_no_decoder_can_be_built_of(pair):
     model, small = pair("written")
-    with pytest.raises(GenerationError, match="built from what remixer.remix gave, got Written"):
+    with pytest.raises(GenerationError, match=r"what remixer\.remix gave, got Written"):
         Decoder(model, 20)
     with pytest.raises(GenerationError, match="at least 2, got 1"):
         Decoder(small, 1)

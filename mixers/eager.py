@@ -23,13 +23,20 @@ def plain_training(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(each.requires_grad for each in tensors) and _plain(*tensors)
 
 
+def unobserved(*tensors: Tensor) -> bool:
+    """Whether nobody differentiates, traces, exports or maps over these tensors, whatever device they are on."""
+    return not torch.is_grad_enabled() and _ordinary(*tensors)
+
+
 def _plain(*tensors: Tensor) -> bool:
+    return _ordinary(*tensors) and all(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def _ordinary(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return all(
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.device.type == "cpu"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         for tensor in tensors
     )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from remixer.mixers.base import State
 from remixer.mixers.errors import NoStepError
+from remixer.mixers.growing import grown, latest
 from remixer.mixers.masks import existing_tokens, near_keys
 from remixer.mixers.offset_bias import bias_at, existing_places
 from remixer.mixers.spec import AttentionSpec
@@ -47,10 +48,10 @@ def empty_cache(spec: AttentionSpec, batch: int, like: Tensor) -> State:
 
 def extended(state: State, key: Tensor, value: Tensor, padding: Tensor | None) -> State:
     """The state with T more tokens: key (B, G, T, D), value (B, G, T, E), padding (B, T) bool or None."""
-    new = {"key": key, "value": value}
+    new = {"key": grown(state["key"], key), "value": grown(state["value"], value)}
     if "exist" in state:
-        new["exist"] = existing_tokens(padding, key)
-    return {name: torch.cat([state[name], each], 1 if name == "exist" else 2) for name, each in new.items()}
+        new["exist"] = torch.cat([state["exist"], existing_tokens(padding, key)], 1)
+    return new
 
 
 def kept_in_cache(spec: AttentionSpec, state: State) -> State:
@@ -59,7 +60,9 @@ def kept_in_cache(spec: AttentionSpec, state: State) -> State:
     if left is None:
         return state
     first = state["key"].shape[2] - left
-    return {name: each.narrow(1 if name == "exist" else 2, first, left) for name, each in state.items()}
+    return {
+        name: each.narrow(1, first, left) if name == "exist" else latest(each, left) for name, each in state.items()
+    }
 
 
 def seen_in_cache(spec: AttentionSpec, state: State, tokens: int, bias: Tensor | None, like: Tensor) -> Tensor | None:

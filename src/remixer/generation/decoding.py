@@ -149,11 +149,15 @@ class Decoder:
         )
         return tensors_in(self.model(*args, **kwargs))[self._logits]
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def fork(self, state: State) -> State:
         """A copy of a state, from which another text can go on."""
         self._check_state(state)
         return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def reorder(self, state: State, index: Tensor) -> State:
         """The chosen rows of a state, which may be more or fewer, and the same ones several times.
 
@@ -169,7 +173,8 @@ class Decoder:
         }
 
     def _run(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Any:
-        with torch.no_grad(), self._evaluated():
+        # A state made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad(), self._evaluated():
             return graph(*inputs)
 
     def _taken(self, results: tuple[Tensor, ...], own: State) -> tuple[Tensor, State]:

@@ -39,9 +39,9 @@ def test_it_writes_what_the_model_wrote(llama, options):
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("mixer", ["long_short", "toeplitz"])
-def test_efficient_mixers_write_what_generate_writes(pair, mixer):
-    model, small = pair("llama", mixer)
+@pytest.mark.parametrize(("name", "mixer"), [("llama", "long_short"), ("written", "toeplitz")])
+def test_efficient_mixers_write_what_generate_writes(pair, name, mixer):
+    (model, _), (_, small) = pair("llama"), pair(name, mixer)
     ids, mask = prompts(2)
     adapted = remixer.as_transformers(small, model.config, length=40)
     written = adapted.generate(input_ids=ids, attention_mask=mask, max_new_tokens=30, do_sample=False)

@@ -8,6 +8,7 @@ from torch import nn
 
 import remixer
 from remixer import Decoder, GenerationError
+from remixer.generation import feeds
 
 EACH = [("llama", "softmax"), ("llama", "long_short"), ("written", "toeplitz")]
 
@@ -26,7 +27,7 @@ def decoder(pair):
     return get
 
 
-def text(rows=2, tokens=300):
+def text(rows=2, tokens=260):
     ids = torch.randint(3, 90, (rows, tokens), generator=torch.Generator().manual_seed(tokens))
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
@@ -54,13 +55,13 @@ def test_any_portions_of_a_text_give_what_the_whole_gives(decoder, name, mixer):
         else:
             places = (mask.cumsum(1) - 1).clamp(min=0)
             whole = small(input_ids=ids, attention_mask=mask, position_ids=places).logits
-    for sizes in ([1] * 300, [7, 120, 1, 2, 97, 73], [299, 1]):
+    for sizes in ([1] * 260, [7, 120, 1, 2, 57, 73], [259, 1]):
         logits, state = in_portions(streamed, ids, mask, sizes)
         wanted = whole[:, sizes[0] - 1 :]
         there = mask[:, sizes[0] - 1 :].bool()
         assert (logits - wanted)[there].abs().max() <= 1e-4 * whole.abs().max()
-        assert int(state["tokens"]) == 300
-        assert state["existing"].tolist() == [295, 300]
+        assert int(state["tokens"]) == 260
+        assert state["existing"].tolist() == [255, 260]
 
 
 @pytest.mark.parametrize(("name", "mixer"), EACH)
@@ -96,6 +97,17 @@ def test_a_state_is_used_once(decoder):
     for use in (lambda: streamed.step(ids[:, :1], state), lambda: streamed.fork(state)):
         with pytest.raises(GenerationError, match="a step took it over"):
             use()
+
+
+@pytest.mark.parametrize(("name", "mixer"), EACH)
+def test_a_state_of_inference_mode_goes_on_outside_of_it(decoder, name, mixer):
+    streamed, _ = decoder(name, mixer)
+    ids, mask = text(2, 12)
+    with torch.inference_mode():
+        _, state = streamed.prefill(ids[:, :9], mask[:, :9])
+        state = streamed.reorder(streamed.step(ids[:, 9:10], state)[1], torch.tensor([0, 1]))
+    after, state = streamed.step(ids[:, 10:11], state)
+    torch.testing.assert_close(after, in_portions(streamed, ids, mask, [9, 1, 1, 1])[0][:, 2:3])
 
 
 def memory(state):
@@ -134,7 +146,7 @@ def test_what_a_decoder_refuses(decoder):
     streamed.step(ids[:, :1], state)  # it is whole after all these
 
 
-def test_models_that_no_decoder_can_be_built_of(pair):
+def test_models_that_no_decoder_can_be_built_of(pair, monkeypatch):
     model, small = pair("written")
     with pytest.raises(GenerationError, match=r"what remixer\.remix gave, got Written"):
         Decoder(model, 20)
@@ -142,27 +154,36 @@ def test_models_that_no_decoder_can_be_built_of(pair):
         Decoder(small, 1)
     with pytest.raises(GenerationError, match="no position for token 400: index out of range"):
         Decoder(small, 401)
-    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
-    with pytest.raises(GenerationError, match="captured with src"):
-        Decoder(remixer.remix(layer, "softmax", torch.randn(2, 20, 16)), 20)
+    monkeypatch.delitem(feeds.KNOWN, "mask")
+    with pytest.raises(GenerationError, match="this one was captured with ids, mask"):
+        Decoder(small, 20)
+
+
+class Maskless(nn.Module):
+    """One attention of ids and nothing else."""
+
+    def __init__(self, causal=True):
+        super().__init__()
+        self.embedding, self.mix, self.causal = nn.Embedding(20, 16), nn.Linear(16, 48), causal
+
+    def forward(self, ids):
+        query, key, value = self.mix(self.embedding(ids)).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        return mixed.transpose(1, 2).flatten(2)
 
 
 def test_a_model_without_a_mask_takes_no_padding():
-    class Maskless(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embedding, self.mix = nn.Embedding(20, 16), nn.Linear(16, 48)
-
-        def forward(self, ids):
-            query, key, value = self.mix(self.embedding(ids)).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
-            mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-            return mixed.transpose(1, 2).flatten(2)
-
     streamed = Decoder(remixer.remix(Maskless().eval(), "softmax", torch.randint(0, 20, (2, 9))), 20)
     ids = torch.randint(0, 20, (1, 4))
     assert streamed.prefill(ids)[0].shape == (1, 1, 16)
     with pytest.raises(GenerationError, match="captured without a mask: give remix an attention_mask"):
         streamed.prefill(ids, torch.tensor([[0, 1, 1, 1]]))
+
+
+def test_why_a_model_cannot_go_token_by_token_is_said():
+    small = remixer.remix(Maskless(causal=False).eval(), "softmax", torch.randint(0, 20, (2, 9)))
+    with pytest.raises(GenerationError, match="cannot stream the attention at .*sees tokens to come"):
+        remixer.generate(small, torch.randint(0, 20, (1, 4)), 3)
 
 
 def test_weights_that_something_was_computed_from_have_to_stay(pair):

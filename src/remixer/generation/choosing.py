@@ -89,7 +89,7 @@ class Choice:
             made.append(_without_padding(penalty, padded))
         if self.temperature is not None:
             made.append(processing.TemperatureLogitsWarper(float(self.temperature)))
-        if self.top_k is not None:
+        if self.top_k:  # 0 means all
             made.append(processing.TopKLogitsWarper(self.top_k))
         if self.top_p is not None:
             made.append(processing.TopPLogitsWarper(self.top_p))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ class Decoder:
         model: as given.
 
     Raises:
-        GenerationError: the model can't go token by token, takes other inputs than token ids, masks and positions, has
-            no positions for so many tokens, or which of its outputs are logits can't be told.
+        GenerationError: the model can't go token by token, takes other inputs than token ids, masks and positions, or a
+            fixed number of rows, has no positions for so many tokens, or which of its outputs are logits can't be told.
     """
 
     def __init__(self, model: fx.GraphModule, length: int) -> None:
@@ -55,9 +56,11 @@ class Decoder:
             )
         if length < 2:
             raise GenerationError(f"length counts the tokens of prompt and answer, at least 2, got {length}")
-        program = Program.of(model)
+        program = _on_its_device(Program.of(model))
         self.length, self.model = length, model
         self._feeds = Feeds.of(program)
+        if fixed := [str(one) for one in program.static if one.dim == 0]:
+            raise GenerationError(f"a decoder takes any number of rows, and here {fixed[0]}")
         with self._evaluated():
             try:
                 self._streaming = stream(program, length)
@@ -263,6 +266,18 @@ class Decoder:
 
     def _weights(self) -> tuple[torch.device, int]:
         """The device of the weights, and, where something was computed from them, how often they were written to."""
-        weights = list(self.model.parameters())
-        written = sum(weight._version for weight in weights) if getattr(self, "_lasting", False) else 0
-        return (weights[0].device if weights else torch.device("cpu")), written
+        written = sum(weight._version for weight in self.model.parameters()) if self._lasting else 0
+        return _device(self.model), written
+
+
+def _device(model: fx.GraphModule) -> torch.device:
+    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
+
+
+def _on_its_device(program: Program) -> Program:
+    """The program with its example inputs where its weights are: the model may have moved since its capture."""
+    device = _device(program.graph_module)
+    args, kwargs = pytree.tree_map(
+        lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (program.args, dict(program.kwargs))
+    )
+    return replace(program, args=args, kwargs=kwargs)

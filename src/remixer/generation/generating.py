@@ -19,7 +19,7 @@ class Sampling(TypedDict, total=False):
 
     Attributes:
         temperature: logits are divided by it.
-        top_k: draw from so many of the most probable tokens.
+        top_k: draw from so many of the most probable tokens; 0 for all.
         top_p: draw from the most probable tokens that have so much of the probability together.
         min_p: draw from tokens that are at least so probable, relative to the most probable one.
         repetition_penalty: logits of tokens that the text has already are divided by it, or multiplied where negative.

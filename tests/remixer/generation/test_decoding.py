@@ -182,7 +182,7 @@ def test_a_model_without_a_mask_takes_no_padding():
 
 def test_why_a_model_cannot_go_token_by_token_is_said():
     small = remixer.remix(Maskless(causal=False).eval(), "softmax", torch.randint(0, 20, (2, 9)))
-    with pytest.raises(GenerationError, match="cannot stream the attention at .*sees tokens to come"):
+    with pytest.raises(GenerationError, match=r"cannot stream the attention at .*sees tokens to come"):
         remixer.generate(small, torch.randint(0, 20, (1, 4)), 3)
 
 
@@ -193,6 +193,20 @@ def test_weights_that_something_was_computed_from_have_to_stay(pair):
         next(small.parameters()).mul_(2.0)
     with pytest.raises(GenerationError, match="build another"):
         streamed.prefill(torch.ones(1, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("mixer", ["softmax", "long_short", "toeplitz"])
+def test_bfloat16(pair, mixer):
+    ids, mask = text(2, 60)
+    inputs = {"ids": ids[:, :20], "mask": mask[:, :20]}
+    config = pair("written", mixer)[1].report.sites[0].config
+    small = remixer.remix(copy.deepcopy(pair("written")[0]).bfloat16(), config, inputs)
+    with torch.no_grad():
+        whole = small(ids=ids, mask=mask)
+    logits, _ = in_portions(Decoder(small, 60), ids, mask, [20, 30, 10])
+    there = mask[:, 19:].bool()
+    assert logits.dtype == torch.bfloat16
+    assert (logits - whole[:, 19:])[there].abs().max() <= 0.02 * whole.abs().max()
 
 
 def test_a_model_that_trains_is_run_in_eval(pair):

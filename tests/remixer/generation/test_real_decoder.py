@@ -39,7 +39,7 @@ def test_greedy_tokens_are_those_of_transformers(decoder, batch):
         clocks = [(time.perf_counter(), time.process_time())]
         written = generate(ours, ids, 200, mask)
         clocks.append((time.perf_counter(), time.process_time()))
-        options = {"max_new_tokens": 200, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        options = {"max_new_tokens": 200, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
         wanted = model.generate(input_ids=ids, attention_mask=mask, **options)
         clocks.append((time.perf_counter(), time.process_time()))
         for who, before, after in zip(("remixer", "transformers"), clocks, clocks[1:], strict=False):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from remixer.mixers.eager import unobserved
 
@@ -21,8 +21,9 @@ class _Block:
     end: int
 
 
-# Which tokens of which block a tensor is. Copies of the tensor are not known here, and so get a block of their own.
-_PLACES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# By the id of a tensor that lives, the block that it shows and the first token there. Copies of the tensor are not known
+# here, and so get a block of their own.
+_PLACES: dict[int, tuple[weakref.ref[Tensor], _Block, int]] = {}
 
 
 def grown(past: Tensor, new: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def grown(past: Tensor, new: Tensor) -> Tensor:
     if not unobserved(past, new) or past.dtype != new.dtype:
         return torch.cat([past, new], 2)
     (B, G, P, D), T = past.shape, new.shape[2]
-    block, start = _PLACES.get(past, (None, 0))
+    block, start = _place(past)
     if block is None or block.end != start + P or start + P + T > block.buffer.shape[2] or _closed(block.buffer):
         block, start = _Block(past.new_empty(B, G, P + T + ROOM, D), P), 0
         block.buffer[:, :, :P] = past
@@ -46,7 +47,7 @@ def grown(past: Tensor, new: Tensor) -> Tensor:
 def latest(tokens: Tensor, most: int) -> Tensor:
     """The last tokens (B, G, most, D), of which there are as many at least; they can grow on where they are."""
     first = tokens.shape[2] - most
-    block, start = _PLACES.get(tokens, (None, 0))
+    block, start = _place(tokens)
     return tokens.narrow(2, first, most) if block is None else _shown(block, start + first, most)
 
 
@@ -57,5 +58,11 @@ def _closed(buffer: Tensor) -> bool:
 
 def _shown(block: _Block, start: int, tokens: int) -> Tensor:
     view = block.buffer.narrow(2, start, tokens)
-    _PLACES[view] = (block, start)
+    key = id(view)
+    _PLACES[key] = (weakref.ref(view, lambda _: _PLACES.pop(key, None)), block, start)
     return view
+
+
+def _place(tokens: Tensor) -> tuple[_Block | None, int]:
+    lives, block, start = _PLACES.get(id(tokens), (None, None, 0))
+    return (block, start) if lives is not None and lives() is tokens else (None, 0)

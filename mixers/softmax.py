@@ -169,6 +169,7 @@ class Softmax(Mixer):
         super().__init__(spec, config or SoftmaxConfig())
         masks = {"none": ("padding",), "offset": ("padding", "bias"), "dense": ("bias",)}
         sink = ("sink",) if spec.sink else ()
+        self._rows = replace(spec, heads=spec.kv_heads)  # of a step, whose heads that share keys become rows
         self.operands = ("query", "key", "value", *masks[spec.bias], *sink)
 
     @classmethod
@@ -239,8 +240,7 @@ class Softmax(Mixer):
             rows = query.unflatten(1, (spec.kv_heads, -1)).flatten(2, 3)
             if mask is not None and mask.shape[1] > 1:
                 mask = mask.unflatten(1, (spec.kv_heads, -1)).flatten(2, 3)
-            one = replace(spec, heads=spec.kv_heads)
-            mixed = attend(rows, whole["key"], whole["value"], mask, spec=one)
+            mixed = attend(rows, whole["key"], whole["value"], mask, spec=self._rows)
             mixed = mixed.unflatten(2, (-1, 1)).flatten(1, 2)
         else:
             mixed = attend(query, whole["key"], whole["value"], mask, spec=spec, sink=sink)

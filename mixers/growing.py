@@ -21,8 +21,8 @@ class _Block:
     end: int
 
 
-# By the id of a tensor that lives, the block that it shows and the first token there. Copies of the tensor are not known
-# here, and so get a block of their own.
+# By the id of a tensor that lives, the block that it shows and the first token there. Copies of the tensor are unknown
+# here, and get a block of their own.
 _PLACES: dict[int, tuple[weakref.ref[Tensor], _Block, int]] = {}
 
 

@@ -27,6 +27,11 @@ PAGES = {
         ("attention: 4 steps", "harm if replaced alone", "<- this plan"),
         {"transfer.safetensors", "transfer.png", "plan.json"},
     ),
+    "generation.md": (
+        3,
+        ("torch.Size([2, 24])", "as before: True", "transformer.h.0.attn.key", "as transformers writes: True"),
+        set(),
+    ),
     "fine_tuning.md": (4, ("losses", "train_loss"), {"half.pt", "trained"}),
 }
 

@@ -195,7 +195,7 @@ def test_weights_that_something_was_computed_from_have_to_stay(pair):
         streamed.prefill(torch.ones(1, 3, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("mixer", ["softmax", "long_short", "toeplitz"])
+@pytest.mark.parametrize("mixer", ["softmax", pytest.param("long_short", marks=pytest.mark.slow), "toeplitz"])
 def test_bfloat16(pair, mixer):
     ids, mask = text(2, 60)
     inputs = {"ids": ids[:, :20], "mask": mask[:, :20]}

@@ -11,7 +11,7 @@ from inputs import CAPTURE, KINDS, Size
 from known import KNOWN
 
 import remixer
-from remixer import driver
+from remixer import recognising
 from remixer.errors import NoAttentionError
 from remixer.mixers import LongShort, Toeplitz
 from remixer.testing import peak_memory
@@ -54,7 +54,7 @@ def test_what_could_be_replaced_leaves_nothing_quadratic(family, monkeypatch):
     make = KINDS[family.inputs]
     inputs = make(model, CAPTURE).kwargs
     program = remixer.capture(model, inputs)
-    monkeypatch.setattr(driver, "capture", lambda *_: program)  # once for both
+    monkeypatch.setattr(recognising, "capture", lambda *_: program)  # once for both
     short, long = (make(model, size).kwargs for size in (SHORT, LONG))
     for config, order in ((LongShort(window=8, rank=2, segment=4, memory=4), "n"), (Toeplitz(), "n log n")):
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -130,13 +130,22 @@ def transfer(
                     stage.start(calls(data, original, device), STARTS)
             else:
                 stage = OutputStage(original, remixed, sites, chosen, rank, seed)
-            reports.append(_run(stage, batches, rules, kept, held, progress))
+            reports.append(run_stage(stage, batches, rules, kept, held, progress=progress))
     report = TransferReport(tuple(reports))
     remixed.meta["transfers"] = (*remixed.transfers, report)
     return report
 
 
-def _run(stage: Stage, batches: Any, rules: Rules, kept: Checkpoint, held: list[Call], progress: bool) -> StageReport:
+def run_stage(
+    stage: Stage,
+    batches: Iterator[Call],
+    rules: Rules,
+    kept: Checkpoint,
+    held: Iterable[Call] = (),
+    *,
+    progress: bool = False,
+) -> StageReport:
+    """Run a stage to its end and let the model have what was learned; see `train`."""
     try:
         with shown(stage.name, progress) as watch:
             reached = train(stage, batches, rules, kept, validation=held, watch=watch)

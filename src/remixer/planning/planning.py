@@ -16,7 +16,8 @@ from remixer.distillation.attention_stage import AttentionStage
 from remixer.distillation.batches import again_and_again, calls
 from remixer.distillation.checkpoint import Checkpoint
 from remixer.distillation.losses import Loss, loss_of
-from remixer.distillation.training import Rules, train
+from remixer.distillation.training import Rules
+from remixer.distillation.transferring import STARTS, run_stage
 from remixer.mixers import MixerConfig
 from remixer.passes.original import Original
 from remixer.passes.recognise_attention import RULES
@@ -30,7 +31,6 @@ from remixer.rewrite.inputs import Inputs
 from remixer.rewrite.program import Program
 from remixer.rewrite.rule import Rule
 
-STARTS = 4  # batches that closed-form starts look at
 USUAL: tuple[MixerConfig, ...] = (known.LongShort(), known.Toeplitz(gate="value"))
 
 
@@ -214,9 +214,7 @@ def _learn(tried: Candidates, data: Iterable[Inputs], steps: int, device: torch.
         if not stage.parameters:
             continue
         stage.start(calls(data, tried.original, device), STARTS)
-        train(stage, again_and_again(data, tried.original, device), Rules(None, steps), Checkpoint(None, {}))
-        stage.settle()
-        stage.close()
+        run_stage(stage, again_and_again(data, tried.original, device), Rules(None, steps), Checkpoint(None, {}))
 
 
 def _site_plan(site: Site, choice: Choice, way: Way) -> SitePlan:

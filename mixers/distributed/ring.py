@@ -10,23 +10,10 @@ import torch
 from torch import Tensor
 
 from remixer.mixers.distributed.attention_operator import differentiable
-from remixer.mixers.distributed.blocks import (
-    Found,
-    attend_block,
-    block_gradients,
-    evenly_gradients,
-    merged,
-    nothing,
-)
+from remixer.mixers.distributed.blocks import evenly_gradients, nothing
 from remixer.mixers.distributed.layout import Layout, places_of
-from remixer.mixers.distributed.pieces import (
-    Ring,
-    add_by_offset,
-    meetings,
-    ring_of,
-    slices_of,
-    values_of_keys,
-)
+from remixer.mixers.distributed.meetings import Backward, attend, joined
+from remixer.mixers.distributed.pieces import Ring, meetings, ring_of, slices_of, values_of_keys
 from remixer.mixers.distributed.ranks import Ranks, rank_in
 from remixer.mixers.distributed.rotation import hops, moved
 from remixer.mixers.precision import at_least_float32
@@ -96,17 +83,11 @@ def attend_around(
     values = torch.zeros_like(value[:, :, 0], dtype=dtype)
     for source, (k, v, there) in hops(ring, rank, [key, value, exist]):
         k, v = k.to(dtype), v.to(dtype)
-        for mine, cut, other, _, how in meetings(ring, bias, there, rank, source, rows, key.shape[2]):
-            block = attend_block(rows[:, :, cut], k[:, :, other], v[:, :, other], scoring=ring.scoring, **how)
-            found[mine] = merged(found[mine], block)
+        attend(found, meetings(ring, bias, there, rank, source, rows, key.shape[2]), rows, k, v, ring)
         if mean:
             values += values_of_keys(ring, source, v).sum(2)
         del k, v, there  # or they would be here while the next but one comes
-    out, lse = torch.cat([each.out for each in found], 2), torch.cat([each.lse for each in found], 2)
-    if mean:
-        everywhere = (values / keys).repeat_interleave(query.shape[1] // key.shape[1], 1)
-        out = torch.where((lse == -torch.inf)[..., None], everywhere[:, :, None], out)
-    return out.to(value.dtype).contiguous(), lse.contiguous()
+    return joined(found, values / keys if mean else None, value.dtype)
 
 
 def gradients_around(
@@ -138,26 +119,12 @@ def gradients_around(
     evenly = mean and bool(dead.any())
     of_query = torch.zeros_like(rows)
     of_bias = query.new_zeros(0, dtype=dtype) if bias is None else torch.zeros_like(bias, dtype=dtype)
+    backward = Backward(rows, grads, given, lse, of_query, of_bias, bias is not None)
     # What keys and values are asked for travels one hop behind them, and one hop more, home.
     travelling = [torch.zeros_like(key, dtype=dtype), torch.zeros_like(value, dtype=dtype)]
     for source, (k, v, there) in hops(ring, rank, [key, value, exist]):
         k, v = k.to(dtype), v.to(dtype)
-        for _, cut, other, places, how in meetings(ring, bias, there, rank, source, rows, key.shape[2]):
-            asked = block_gradients(
-                grads[:, :, cut],
-                rows[:, :, cut],
-                k[:, :, other],
-                v[:, :, other],
-                whole=Found(given[:, :, cut], lse[:, :, cut]),
-                scoring=ring.scoring,
-                of_mask=bias is not None,
-                **how,
-            )
-            of_query[:, :, cut] += asked.query
-            travelling[0][:, :, other] += asked.key
-            travelling[1][:, :, other] += asked.value
-            if bias is not None and asked.mask is not None:
-                add_by_offset(of_bias, asked.mask, ring, *places)
+        backward.ask(meetings(ring, bias, there, rank, source, rows, key.shape[2]), ring, k, v, *travelling)
         if evenly:
             weight = (places_of(source, key.shape[2], size, layout) < keys).to(rows) / keys
             asked = evenly_gradients(of_dead, rows, given, k, v, weight, ring.scoring)

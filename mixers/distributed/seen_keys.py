@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from remixer.mixers.distributed.attention_operator import differentiable
-from remixer.mixers.distributed.blocks import Found, attend_block, block_gradients, evenly_gradients, merged, nothing
+from remixer.mixers.distributed.blocks import evenly_gradients, nothing
 from remixer.mixers.distributed.layout import Layout
-from remixer.mixers.distributed.pieces import Ring, add_by_offset, meetings_with_all, ring_of, slices_of
+from remixer.mixers.distributed.meetings import Backward, attend, joined
+from remixer.mixers.distributed.pieces import Ring, meetings_with_all, ring_of, slices_of
 from remixer.mixers.distributed.ranks import Ranks, rank_in
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.spec import AttentionSpec
@@ -76,14 +77,8 @@ def attend_to_seen(
     dtype = at_least_float32(query.dtype)
     rows, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
     found = [nothing(rows[:, :, piece], v) for piece in slices_of(query.shape[2], layout)]
-    for mine, cut, other, _, how in meetings_with_all(ring, bias, exist, rank_in(group), rows):
-        block = attend_block(rows[:, :, cut], k[:, :, other], v[:, :, other], scoring=ring.scoring, **how)
-        found[mine] = merged(found[mine], block)
-    out, lse = torch.cat([each.out for each in found], 2), torch.cat([each.lse for each in found], 2)
-    if mean:
-        everywhere = v.mean(2).repeat_interleave(query.shape[1] // key.shape[1], 1)
-        out = torch.where((lse == -torch.inf)[..., None], everywhere[:, :, None], out)
-    return out.to(value.dtype).contiguous(), lse.contiguous()
+    attend(found, meetings_with_all(ring, bias, exist, rank_in(group), rows), rows, k, v, ring)
+    return joined(found, v.mean(2) if mean else None, value.dtype)
 
 
 def gradients_of_seen(
@@ -114,22 +109,8 @@ def gradients_of_seen(
     of_dead, grads = grads * dead[..., None], grads.masked_fill(dead[..., None], 0.0)
     of_query, of_key, of_value = torch.zeros_like(rows), torch.zeros_like(k), torch.zeros_like(v)
     of_bias = query.new_zeros(0, dtype=dtype) if bias is None else torch.zeros_like(bias, dtype=dtype)
-    for _, cut, other, places, how in meetings_with_all(ring, bias, exist, rank_in(group), rows):
-        asked = block_gradients(
-            grads[:, :, cut],
-            rows[:, :, cut],
-            k[:, :, other],
-            v[:, :, other],
-            whole=Found(given[:, :, cut], lse[:, :, cut]),
-            scoring=ring.scoring,
-            of_mask=bias is not None,
-            **how,
-        )
-        of_query[:, :, cut] += asked.query
-        of_key[:, :, other] += asked.key
-        of_value[:, :, other] += asked.value
-        if bias is not None and asked.mask is not None:
-            add_by_offset(of_bias, asked.mask, ring, *places)
+    backward = Backward(rows, grads, given, lse, of_query, of_bias, bias is not None)
+    backward.ask(meetings_with_all(ring, bias, exist, rank_in(group), rows), ring, k, v, of_key, of_value)
     if mean and bool(dead.any()):
         weight = rows.new_full((keys,), 1.0 / keys)
         asked = evenly_gradients(of_dead, rows, given, k, v, weight, ring.scoring)

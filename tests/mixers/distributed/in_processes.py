@@ -176,22 +176,22 @@ def long_short_bytes_sent(spec, config, B, T, padding):
 
 def scores_made(spec, B, T, padding, dtype):
     """How many pairs of a query and a key all_gather looks at in this process, and how many a ring."""
-    from remixer.mixers.distributed import ring, seen_keys
+    from remixer.mixers.distributed import meetings
 
     found = []
-    for scheme, module in (("all_gather", seen_keys), ("ring", ring)):
-        spread, kept = Spread(spec, ranks_of("sequence"), layout_of(scheme, spec), T, T), module.attend_block
+    for scheme in ("all_gather", "ring"):
+        spread, kept = Spread(spec, ranks_of("sequence"), layout_of(scheme, spec), T, T), meetings.attend_block
         found.append(0)
 
         def attend(query, key, *rest, kept=kept, **how):
             found[-1] += query.shape[2] * key.shape[2]
             return kept(query, key, *rest, **how)
 
-        module.attend_block = attend
+        meetings.attend_block = attend
         try:
             SCHEMES[scheme](_parts(Operands(**operands_for(spec, B, T, T, padding, dtype)), spread), spread)
         finally:
-            module.attend_block = kept
+            meetings.attend_block = kept
     return tuple(found)
 
 

@@ -5,7 +5,7 @@ READY := .venv/.ready
 OLD := .venv-old
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-slow zoo zoo-page zoo-onnx zoo-old lint bench clean
+.PHONY: demo test test-slow zoo zoo-page zoo-onnx zoo-old lint docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
@@ -49,6 +49,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages, as out/site; what is wrong with a link or a docstring is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(READY)
 	$(BIN)/python benchmarks/mixers.py

@@ -1,4 +1,4 @@
-"""The README's tables, made from the files in benchmarks/results.
+"""The tables of docs/results.md and the README, made from the files in benchmarks/results.
 
 Run: python benchmarks/tables.py, after any benchmark.
 """
@@ -12,7 +12,19 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+RESULTS = HERE.parent / "docs" / "results.md"
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
+# Each table is a function here, and a file of its name in results.
+SECTIONS = {
+    "Exactness": ("exactness",),
+    "What is lost, and won back": ("perplexity", "transfer_decoder", "needle", "transfer_encoder"),
+    "Speed and memory": ("mixers", "mixers_long", "others", "scaling", "million"),
+    "ONNX": ("onnx_encoder", "onnx_decoder"),
+    "Several processes": ("distributed", "distributed_volumes"),
+    "Time of a rewrite": ("compile_time",),
+    "From scratch": ("extrapolation", "long_range"),
+}
+SHOWN = ("exactness", "perplexity", "transfer_decoder", "transfer_encoder", "mixers_long", "million", "onnx_encoder")
 
 
 def load(name: str) -> dict[str, Any]:
@@ -41,46 +53,54 @@ def source(result: dict[str, Any], name: str) -> str:
     )
 
 
-def rendered() -> str:
-    """All tables as they stand in the README."""
-    exactness, perplexity, compiled = load("exactness"), load("perplexity"), load("compile_time")
-    worst = max(row["error"] for row in exactness["rows"])
-    parts = [
-        "Rewrites that must change nothing (`softmax`; `long_short` with a window over the whole text) reproduce "
+def page() -> str:
+    """All tables, as they stand in docs/results.md."""
+    parts = []
+    for title, tables in SECTIONS.items():
+        found = [part for name in tables if measured(name) for part in globals()[name]()]
+        parts += [f"\n## {title}\n", *found]
+    return "".join(parts).replace("](benchmarks/", "](../benchmarks/")
+
+
+def headlines() -> str:
+    """Those that stand in the README."""
+    return "".join(part for name in SHOWN if measured(name) for part in globals()[name]()).lstrip("\n")
+
+
+def exactness() -> list[str]:
+    """Rewrites that must change nothing."""
+    result = load("exactness")
+    worst = max(row["error"] for row in result["rows"])
+    return [
+        "\nRewrites that must change nothing (`softmax`; `long_short` with a window over the whole text) reproduce "
         "MiniLM and SmolLM2, sdpa and eager, padded, at lengths from 1 to 333, "
         f"to {worst:.1e} of the largest output.\n",
-        source(exactness, "exactness"),
+        source(result, "exactness"),
+    ]
+
+
+def perplexity() -> list[str]:
+    """A decoder without training."""
+    result = load("perplexity")
+    return [
         "\nSmolLM2-135M on Python's standard library, 1,024 tokens, all 30 attentions replaced, no training:\n\n",
         table(
             ["mixer", "perplexity", "ratio"],
-            [[f"`{row['mixer']}`", f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}"] for row in perplexity["rows"]],
+            [[f"`{row['mixer']}`", f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}"] for row in result["rows"]],
         ),
-        source(perplexity, "perplexity"),
-        *needle(),
-        *mixers(),
-        *(
-            part
-            for table_of in (
-                transfer_decoder,
-                transfer_encoder,
-                mixers_long,
-                others,
-                scaling,
-                million,
-                onnx_encoder,
-                onnx_decoder,
-                distributed,
-            )
-            if measured(table_of.__name__)
-            for part in table_of()
-        ),
-        f"\n`remix` of SmolLM2, all 30 sites, takes {compiled['rows'][0]['ratio']:.2f} times the `torch.export.export` "
-        f"call inside it ({compiled['rows'][0]['remix']:.1f} s against {compiled['rows'][0]['export']:.1f} s).\n",
-        source(compiled, "compile_time"),
-        *extrapolation(),
-        *long_range(),
+        source(result, "perplexity"),
     ]
-    return "".join(parts)
+
+
+def compile_time() -> list[str]:
+    """How long a rewrite takes."""
+    result = load("compile_time")
+    row = result["rows"][0]
+    return [
+        f"\n`remix` of SmolLM2, all 30 sites, takes {row['ratio']:.2f} times the `torch.export.export` call inside it "
+        f"({row['remix']:.1f} s against {row['export']:.1f} s).\n",
+        source(result, "compile_time"),
+    ]
 
 
 def transfer_decoder() -> list[str]:
@@ -162,7 +182,8 @@ def mixers_long() -> list[str]:
             label = {"attention": "fused attention", "window": "FlexAttention, window"}.get(name, f"`{name}`")
             rows.append([label, "causal" if causal else "bidirectional", *cells])
     return [
-        "\nThe same in another run, to longer sequences, forward: times faster, and the most memory a pass takes:\n\n",
+        "\nOne mixer, forward, batch 1, width 384, 12 heads: times faster than `F.scaled_dot_product_attention` in the "
+        "same run, and the most memory a pass takes:\n\n",
         table(["mixer", "direction", *(f"{length:,} tokens" for length in lengths)], rows),
         source(result, "mixers_long"),
     ]
@@ -190,6 +211,34 @@ def distributed() -> list[str]:
         table(["attention", "direction", *(f"{length:,} tokens" for length in lengths)], rows),
         f"\nThe longest sequence of it in 6 GiB per process, extrapolated from what was measured: {longest}.\n",
         source(result, "distributed"),
+    ]
+
+
+def distributed_volumes() -> list[str]:
+    """Which scheme wins where, past this machine."""
+    result = load("distributed_volumes")
+    machines = list(result["machines"])
+    rows = []
+    for model, ranks, tokens in dict.fromkeys((row["model"], row["ranks"], row["tokens"]) for row in result["rows"]):
+        mine = [row for row in result["rows"] if (row["model"], row["ranks"], row["tokens"]) == (model, ranks, tokens)]
+        cells = []
+        for machine in machines:
+            best = [row for row in mine if machine in row.get("wins", ())]
+            told = [f"`{row['scheme']}`, {row[machine]:,.{0 if row[machine] > 10 else 3}f} s" for row in best]
+            cells += told or ["nothing fits"]
+        sent = ", ".join(f"{row['scheme']} {row['sent'] / 2**30:,.4g}" for row in mine if "sent" in row)
+        rows.append([model, f"{ranks:,}", f"2^{tokens.bit_length() - 1}", sent, *cells])
+    told = "; ".join(
+        f"{name}: {each['flops'] / 1e12:.0f} TFLOP/s, {each['bandwidth'] / 1e9:.0f} GB/s, "
+        f"{each['memory'] / 2**30:.0f} GiB"
+        for name, each in result["machines"].items()
+    )
+    return [
+        "\nBeyond that, simulated with torch's fake process group: GiB that each process sends for one attention, "
+        f"counted and equal to the formulas to the byte, and which scheme should be fastest there ({told}; "
+        "[plot](benchmarks/results/distributed_volumes.png)):\n\n",
+        table(["attention", "processes", "tokens", "GiB sent", *machines], rows),
+        source(result, "distributed_volumes"),
     ]
 
 
@@ -372,12 +421,17 @@ def long_range() -> list[str]:
     ]
 
 
+def between(path: Path) -> str:
+    """What stands between the marks in a file."""
+    return path.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+
+
 def main() -> None:
-    """Write the tables into the README."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    README.write_text(before + BEGIN + rendered() + END + after, encoding="utf-8")
+    """Write the tables into the README and the page of results."""
+    for path, found in ((README, headlines()), (RESULTS, page())):
+        before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+        _, after = rest.split(END)
+        path.write_text(before + BEGIN + found + END + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

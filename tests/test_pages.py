@@ -33,6 +33,14 @@ PAGES = {
         set(),
     ),
     "fine_tuning.md": (4, ("losses", "train_loss"), {"half.pt", "trained"}),
+    "index.md": (1, ("4 attentions: 4 understood", "torch.Size([1, 5000, 64])"), set()),
+    "mixing_matrices.md": (1, ("softmax: rows sum to 1.000", "toeplitz: rows sum to 1.000"), set()),
+    "how_to/own_model.md": (3, ("causal", "('2', 'toeplitz')"), set()),
+    "how_to/own_mixer.md": (2, ("torch.Size([2, 4, 9, 8])",), set()),
+    "how_to/own_rule.md": (2, ("1 rewrite; MergeScales", "x, 8.0"), set()),
+    "how_to/own_pass.md": (2, ("new='relu'): 1 rewrites", "True"), set()),
+    "how_to/unit_tests.md": (4, ("NegativeScale", "grows as n^2, at most n log n"), set()),
+    "how_to/debugging.md": (3, ("missed |", "kept", "nodes"), set()),
 }
 
 

@@ -34,8 +34,16 @@ def test_its_commands_are_targets_of_the_makefile():
 
 
 def test_its_figures_are_those_of_the_results():
-    between = README.split(tables.BEGIN)[1].split(tables.END)[0]
-    assert between == tables.rendered()
+    assert tables.between(tables.README) == tables.headlines()
+
+
+def test_the_page_of_results_has_all_of_them():
+    assert tables.between(tables.RESULTS) == tables.page()
+    shown = {name for names in tables.SECTIONS.values() for name in names}
+    assert set(tables.SHOWN) <= shown
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+    for result in (ROOT / "benchmarks" / "results").glob("*.json"):
+        assert f"/{result.name})" in pages, result.name
 
 
 def test_its_links_lead_somewhere():

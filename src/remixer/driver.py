@@ -24,7 +24,8 @@ from remixer.passes.sites import sites_of
 from remixer.passes.split_heads import SplitHeads
 from remixer.passes.substitute import refusal
 from remixer.planning.plan import Plan
-from remixer.planning.planning import USUAL, plan_for
+from remixer.planning.planning import plan_for
+from remixer.planning.wish import Wish
 from remixer.recognising import recognise
 from remixer.remixed import Remixed, own_weights
 from remixer.report import PassReport, Report
@@ -131,7 +132,7 @@ def remix(
     original = Original(steps.program, longer)
     if mixer == "auto":
         assert transfer is not None
-        mixer = plan_for(original.program, transfer, USUAL)
+        mixer = plan_for(original.program, transfer, Wish())
     if isinstance(mixer, Plan):
         selection = mixer.selection
         steps.split(SplitHeads(mixer.splits)(steps.program))

@@ -35,12 +35,21 @@ def fitting(outputs: Any, wanted: Any, exist: Tensor | None) -> Tensor:
     Raises:
         TransferError: the outputs have no names.
     """
+    return LOSSES[fitting_name(outputs)](outputs, wanted, exist)
+
+
+def fitting_name(outputs: Any) -> str:
+    """Which loss "auto" is for these outputs.
+
+    Raises:
+        TransferError: the outputs have no names.
+    """
     paths, _ = pytree.tree_flatten_with_path(outputs)
     names = ["".join(map(str, path)) for path, leaf in paths if isinstance(leaf, Tensor)]
     if any("logits" in name for name in names):
-        return divergence(outputs, wanted, exist)
+        return "logits"
     if any(name for name in names):
-        return cosine(outputs, wanted, exist)
+        return "states"
     raise TransferError("the model's output has no name that tells what it is: give loss='logits', 'states' or 'mean'")
 
 
@@ -71,6 +80,11 @@ def mean_cosine(outputs: Any, wanted: Any, exist: Tensor | None) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {"auto": fitting, "logits": divergence, "states": cosine, "mean": mean_cosine}
+MEANINGS = {
+    "logits": "KL of the next token in nats",
+    "states": "1 - cosine of the states",
+    "mean": "1 - cosine of the mean state, and of all",
+}
 
 
 def existing(call: Any) -> Tensor | None:

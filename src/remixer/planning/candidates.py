@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from remixer.distillation.losses import Loss, existing
+from remixer.distillation.losses import Loss, existing, fitting_name
 from remixer.mixers import Mixer, MixerConfig, Softmax
 from remixer.mixers.registry import mixer_of
 from remixer.passes.sites import Site
@@ -77,6 +77,12 @@ class Candidates:
             wanted = self._outputs(index, (args, kwargs))
             total += float(loss(self._module(*args, **kwargs), wanted, existing((args, kwargs))))
         return total / len(calls)
+
+    def loss_name(self, loss: str | Loss, calls: Sequence[Call]) -> str:
+        """What a plan calls the loss; "auto" by what it turns out to be."""
+        if callable(loss):
+            return getattr(loss, "__name__", "loss")
+        return fitting_name(self._outputs(0, calls[0])) if loss == "auto" else loss
 
     def _outputs(self, index: int, call: Call) -> Any:
         """What the original gives for a batch."""

@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from remixer import mixers
+from remixer.distillation.losses import MEANINGS
 from remixer.mixers import MixerConfig
 from remixer.mixers.errors import MixerConfigError, UnknownMixerError
 from remixer.passes.select import Selection
@@ -97,6 +98,11 @@ class Plan:
     def chosen(self) -> FrontPoint:
         """Where on the front it is."""
         return next(point for point in self.front if point.chosen)
+
+    @property
+    def meaning(self) -> str:
+        """What harm is measured in, in words."""
+        return MEANINGS.get(self.loss, self.loss)
 
     def to_json(self) -> str:
         """As JSON, one site a line, so that two plans can be compared with any diff."""
@@ -185,7 +191,7 @@ class Plan:
     def __rich__(self) -> RenderableType:
         from rich.console import Group
 
-        table = Table(title=f"attentions at {self.length:,} tokens, harm in {self.loss}", show_edge=False)
+        table = Table(title=f"attentions at {self.length:,} tokens, harm in {self.meaning}", show_edge=False)
         table.add_column("attention")
         table.add_column("becomes")
         table.add_column("harm if replaced alone")
@@ -211,7 +217,7 @@ class Plan:
         figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
         axis.plot([point.share for point in self.front], [point.harm for point in self.front], marker="o")
         axis.plot([self.chosen.share], [self.chosen.harm], marker="*", markersize=16, linestyle="", label="this plan")
-        axis.set(xlabel=f"share of the attentions' {self.cost} at {self.length:,} tokens", ylabel=self.loss)
+        axis.set(xlabel=f"share of the attentions' {self.cost} at {self.length:,} tokens", ylabel=self.meaning)
         axis.grid(alpha=0.3)
         axis.legend()
         figure.savefig(path, dpi=120)

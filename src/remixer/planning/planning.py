@@ -15,23 +15,22 @@ from remixer import mixers as known
 from remixer.distillation.attention_stage import AttentionStage
 from remixer.distillation.batches import again_and_again, calls
 from remixer.distillation.checkpoint import Checkpoint
-from remixer.distillation.losses import Loss, loss_of
+from remixer.distillation.losses import Loss
 from remixer.distillation.training import Rules
 from remixer.distillation.transferring import STARTS, run_stage
 from remixer.mixers import MixerConfig
 from remixer.passes.original import Original
 from remixer.passes.recognise_attention import RULES
 from remixer.passes.sites import Site, sites_of
-from remixer.planning.candidates import Candidates, Cost, Unit
-from remixer.planning.choosing import Choice, Limits, Way, choose
+from remixer.planning.candidates import Candidates, Unit
+from remixer.planning.choosing import Choice, Way, choose
 from remixer.planning.errors import PlanError
 from remixer.planning.plan import FrontPoint, Plan, SitePlan, words
+from remixer.planning.wish import USUAL, Wish
 from remixer.recognising import recognise
 from remixer.rewrite.inputs import Inputs
 from remixer.rewrite.program import Program
 from remixer.rewrite.rule import Rule
-
-USUAL: tuple[MixerConfig, ...] = (known.LongShort(), known.Toeplitz(gate="value"))
 
 
 def plan(
@@ -89,106 +88,63 @@ def plan(
         >>> half.chosen.replaced, remixer.remix(encoder, half, data[0]).report.order
         (1, 'n^2')
     """
+    wish = Wish(
+        mixers=mixers,
+        budget=budget,
+        seconds=seconds,
+        harm=harm,
+        length=length,
+        by_heads=by_heads,
+        transfer_steps=transfer_steps,
+        loss=loss,
+        batches=batches,
+        rounds=rounds,
+        progress=progress,
+    )
     steps = recognise(model, inputs, rules)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return plan_for(
-            Original(steps.program).program,
-            data,
-            mixers,
-            budget=budget,
-            seconds=seconds,
-            harm=harm,
-            length=length,
-            by_heads=by_heads,
-            transfer_steps=transfer_steps,
-            loss=loss,
-            batches=batches,
-            rounds=rounds,
-            progress=progress,
-        )
+        return plan_for(Original(steps.program).program, data, wish)
 
 
-def plan_for(
-    original: Program,
-    data: Iterable[Inputs],
-    configs: Sequence[str | MixerConfig],
-    *,
-    budget: float | None = None,
-    seconds: float | None = None,
-    harm: float | None = None,
-    length: int = 4096,
-    by_heads: bool = False,
-    transfer_steps: int = 0,
-    loss: str | Loss = "auto",
-    batches: int = 4,
-    rounds: int = 3,
-    progress: bool = True,
-) -> Plan:
+def plan_for(original: Program, data: Iterable[Inputs], wish: Wish) -> Plan:
     """See `remixer.plan`; of a program whose attentions are sites already."""
-    limits, cost = _limits(budget, seconds, harm)
-    candidates = [known.get(one).Config() if isinstance(one, str) else one for one in configs]
-    for config in candidates:
-        known.mixer_of(config)
-    if not candidates:
-        raise PlanError("no mixer was given to choose from")
     sites = sites_of(original)
     if not sites:
         raise PlanError("no attention in the model was understood: there is nothing to plan. remixer.explain tells why")
-    for name, value in (("length", length), ("batches", batches), ("rounds", rounds)):
-        if value < 1:
-            raise PlanError(f"{name} must be at least 1, got {value}")
-    measure = loss_of(loss)
     device = next((each.device for each in original.graph_module.parameters()), torch.device("cpu"))
-    held = list(itertools.islice(calls(data, original, device), batches))
+    held = list(itertools.islice(calls(data, original, device), wish.batches))
     if not held:
         raise PlanError("the data holds no batch")
-    tried = Candidates(original, sites, candidates)
+    tried = Candidates(original, sites, wish.configs)
     if not any(tried.mixers.values()):
-        told = "; ".join(f"{words(config)}: {_why_not(sites, config)}" for config in candidates)
+        told = "; ".join(f"{words(config)}: {_why_not(sites, config)}" for config in wish.configs)
         raise PlanError(f"none of the mixers can take the place of any attention: {told}")
-    costs = tried.costs(length, cost)
-    _learn(tried, data, transfer_steps, device)
-    units = {unit: _fraction(unit, site) for site in sites for unit in _units(site, by_heads)}
+    costs = tried.costs(wish.length, wish.cost)
+    _learn(tried, data, wish.transfer_steps, device)
+    units = {unit: _fraction(unit, site) for site in sites for unit in _units(site, wish.by_heads)}
     exact = {unit: costs[unit.site][None] * part for unit, part in units.items()}
     options = {
         unit: {config: costs[unit.site][config] * part for config in tried.mixers[unit.site]}
         for unit, part in units.items()
     }
-    if limits.cost is not None and cost == "flops":
-        limits = Limits(cost=limits.cost * sum(exact.values()))
-    with _watching(progress) as watch:
-        way = choose(options, exact, lambda choice: tried.harm(choice, held, measure), limits, rounds, watch)
+    limits = wish.limits(sum(exact.values()))
+    with _watching(wish.progress) as watch:
+        way = choose(options, exact, lambda choice: tried.harm(choice, held, wish.measure), limits, wish.rounds, watch)
     chosen = way.points[way.chosen]
     if limits.cost is not None and chosen.cost > limits.cost:
         least = chosen.cost / sum(exact.values())
         raise PlanError(
-            f"with everything replaced that can be, {least:.3f} of the attentions' {cost} is left, more than was asked "
-            "for. Give a larger budget, or cheaper mixers"
+            f"with everything replaced that can be, {least:.3f} of the attentions' {wish.cost} is left, more than was "
+            "asked for. Give a larger budget, or cheaper mixers"
         )
     return Plan(
         tuple(_site_plan(site, chosen.choice, way) for site in sites),
         _front(way, sum(exact.values())),
-        length,
-        cost,
-        loss if isinstance(loss, str) else getattr(loss, "__name__", "loss"),
+        wish.length,
+        wish.cost,
+        tried.loss_name(wish.loss, held),
     )
-
-
-def _limits(budget: float | None, seconds: float | None, harm: float | None) -> tuple[Limits, Cost]:
-    given = {"budget": budget, "seconds": seconds, "harm": harm}
-    some = {name: value for name, value in given.items() if value is not None}
-    if len(some) > 1:
-        raise PlanError(f"give one of budget, seconds and harm, got {', '.join(some)}")
-    if not some:
-        return Limits(cost=0.5), "flops"
-    ((name, value),) = some.items()
-    if value <= 0 or (name == "budget" and value > 1):
-        room = "between 0 and 1" if name == "budget" else "above 0"
-        raise PlanError(f"{name} must lie {room}, got {value}")
-    if name == "harm":
-        return Limits(harm=value), "flops"
-    return Limits(cost=value), "flops" if name == "budget" else "seconds"
 
 
 def _units(site: Site, by_heads: bool) -> list[Unit]:

@@ -146,11 +146,23 @@ def test_files_that_hold_no_plan(tmp_path):
     ({"seconds": 0.0}, "seconds must lie above 0"),
     ({"mixers": []}, "no mixer was given"),
     ({"length": 0}, "length must be at least 1"),
-    ({"budget": 1e-9}, "is left, more than was asked"),
+    ({"transfer_steps": -1}, "transfer_steps must be at least 0"),
 ])  # fmt: skip
-def test_budgets_without_a_meaning_are_refused(model, data, options, told):
+def test_options_without_a_meaning_are_refused_before_the_model_is_captured(model, data, options, told, monkeypatch):
+    monkeypatch.setattr("remixer.recognising.capture", None)
     with pytest.raises(PlanError, match=told):
         remixer.plan(model, data[0], data, **{"mixers": ["toeplitz"], **options}, **OPTIONS)
+
+
+def test_a_budget_that_cannot_be_kept_is_refused(model, data):
+    with pytest.raises(PlanError, match="is left, more than was asked"):
+        remixer.plan(model, data[0], data, mixers=["toeplitz"], budget=1e-9, **OPTIONS)
+
+
+def test_auto_says_what_harm_is_measured_in(model, data):
+    found = remixer.plan(model, data[0], data[:1], mixers=["toeplitz"], rounds=1, progress=False)
+    assert found.loss == "states"
+    assert "harm in 1 - cosine of the states" in " ".join(str(found).split())
 
 
 def test_mixers_that_fit_nowhere_are_told_why(data):

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 import remixer
 from remixer import LongShort
+from remixer.testing import assert_close
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
     with torch.no_grad():
         expected = small(**inputs).last_hidden_state
     print(f"{states.shape[1]:,} tokens in {seconds:.2f} s")
-    remixer.testing.assert_close(states, expected)
+    assert_close(states, expected)
     print("onnxruntime gives what torch gives")
 
 

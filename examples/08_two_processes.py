@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 import remixer
+from remixer.testing import assert_close
 
 
 def whole() -> nn.Module:
@@ -41,10 +42,10 @@ def one_process(folder: Path, tokens: int) -> None:
     model = whole()
     expected = model(x)
     expected.square().mean().backward()
-    remixer.testing.assert_close(found, expected)
+    assert_close(found, expected)
     named = dict(part.module.named_parameters())
     for name, weight in model.named_parameters():
-        remixer.testing.assert_close(named[name].grad, weight.grad)
+        assert_close(named[name].grad, weight.grad)
     if dist.get_rank() == 0:
         print(f"{tokens} tokens on {dist.get_world_size()} processes: outputs and gradients are those of one")
     dist.destroy_process_group()

@@ -9,11 +9,13 @@ from remixer.distillation.errors import TransferError
 from remixer.distillation.transfer_report import TransferReport
 from remixer.distillation.transferring import transfer
 from remixer.driver import explain, remix
-from remixer.errors import AlreadyRemixedError, NoAttentionError
+from remixer.errors import AlreadyRemixedError, NoAttentionError, NoOriginalError
+from remixer.export.errors import ArtifactError
 from remixer.generation.adapting import as_transformers
 from remixer.generation.decoding import Decoder
 from remixer.generation.errors import GenerationError
 from remixer.generation.generating import generate, generate_stream
+from remixer.keeping import load, save
 from remixer.mixers import (
     AttentionSpec,
     Distributed,
@@ -36,6 +38,7 @@ from remixer.planning.plan import Plan
 from remixer.planning.planning import plan
 from remixer.remixed import Remixed
 from remixer.report import Report
+from remixer.restoring import restore
 from remixer.rewrite.capture import capture
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.errors import CaptureError, PassError, PatternError
@@ -50,6 +53,7 @@ __all__ = [
     "RULES",
     "AlreadyRemixedError",
     "ApplyRules",
+    "ArtifactError",
     "AttentionSpec",
     "CaptureError",
     "Decoder",
@@ -65,6 +69,7 @@ __all__ = [
     "MixerConfig",
     "MixerConfigError",
     "NoAttentionError",
+    "NoOriginalError",
     "Pass",
     "PassError",
     "PatternError",
@@ -93,11 +98,14 @@ __all__ = [
     "export",
     "generate",
     "generate_stream",
+    "load",
     "mixers",
     "passes",
     "plan",
     "register",
     "remix",
+    "restore",
     "rewrite",
+    "save",
     "transfer",
 ]

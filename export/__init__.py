@@ -1,6 +1,7 @@
 """What leaves the process: ONNX files, and models that several processes run together."""
 
 from remixer.export.errors import (
+    ArtifactError,
     ExportError,
     OnnxInstallError,
     OnnxMismatchError,
@@ -17,6 +18,7 @@ from remixer.export.partitions.loading import load_partition
 from remixer.export.partitions.partitioning import Partition, partition
 
 __all__ = [
+    "ArtifactError",
     "CudaCheck",
     "DecoderManifest",
     "Effect",

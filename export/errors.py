@@ -21,3 +21,7 @@ class ProviderError(ExportError):
 
 class PartitionError(ExportError):
     """A model can't be spread over processes, or these processes can't run it together."""
+
+
+class ArtifactError(ValueError):
+    """A model can't be saved, or what stands in a folder can't be loaded as one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -10,3 +11,12 @@ def publish(draft: Path, folder: Path, last: str) -> None:
     """Move finished files to where they belong, one of them last: who sees it sees all of them."""
     for file in sorted(draft.iterdir(), key=lambda each: each.name == last):
         os.replace(file, folder / file.name)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            found.update(piece)
+    return found.hexdigest()

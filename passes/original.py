@@ -17,19 +17,30 @@ class Original:
 
     Args:
         recognised: before any attention was replaced; its weights are those of the model that was given, not copies.
-        longer: lets it take the longer inputs that the rewritten model takes, where that changes nothing else.
+        extend: how the rewritten model was made to take longer inputs, or None.
+
+    Attributes:
+        extend: as given.
     """
 
-    def __init__(self, recognised: Program, longer: ExtendPositions | None = None) -> None:
-        self._recognised, self._longer = recognised, longer
+    def __init__(self, recognised: Program, extend: ExtendPositions | None = None) -> None:
+        self._recognised, self.extend = recognised, extend
+
+    @functools.cached_property
+    def swept(self) -> Program:
+        """Every attention that was understood is a site of the canonical operator, and nothing is left beside it."""
+        program = Sweep()(self._recognised).program
+        program.graph_module.eval()
+        return program
 
     @functools.cached_property
     def program(self) -> Program:
-        """Every attention that was understood is a site of the canonical operator, and nothing is left beside it."""
-        program = Sweep()(self._recognised).program
-        if self._longer is not None:
-            with contextlib.suppress(ExtendError):  # what ends in it may be gone from the rewritten model
-                program = self._longer(program).program
+        """The same; it takes the longer inputs that the rewritten model takes, where that changes nothing else."""
+        if self.extend is None:
+            return self.swept
+        program = self.swept
+        with contextlib.suppress(ExtendError):  # what ends in it may be gone from the rewritten model
+            program = ExtendPositions(self.extend.max_length)(program).program
         program.graph_module.eval()
         return program
 

@@ -84,16 +84,26 @@ def fitted(site: Site, config: MixerConfig) -> Mixer:
     return mixer
 
 
-def _substitute(editor: Editor, site: Site, config: MixerConfig) -> None:
-    mixer = fitted(site, config)
+def wire(editor: Editor, site: Site, mixer: Mixer, path: str) -> None:
+    """Let a mixer stand in a site's place, given the operands that it names.
+
+    Args:
+        editor: of the site's program.
+        site: whose attention goes.
+        mixer: that comes.
+        path: where it is to hang, or that with the first free number behind it.
+    """
     operands = {name: site.node.kwargs[name] for name in mixer.operands if name in site.node.kwargs}
     if "source" in mixer.operands:
         key = site.operand("key")
         assert key is not None
         operands["source"] = hidden_state(key, editor.graph_module)
-    owner = str(site.node.target).rpartition(".")[0]
-    path = editor.register(f"{owner}.mixer" if owner else "mixer", mixer)
-    node = editor.call_module(path, operands, before=site.node, fake=site.node.meta["val"])
+    node = editor.call_module(editor.register(path, mixer), operands, before=site.node, fake=site.node.meta["val"])
     node.meta["site"] = site.record
     del site.node.meta["site"]
     editor.replace(site.node, node)
+
+
+def _substitute(editor: Editor, site: Site, config: MixerConfig) -> None:
+    owner = str(site.node.target).rpartition(".")[0]
+    wire(editor, site, fitted(site, config), f"{owner}.mixer" if owner else "mixer")

@@ -8,16 +8,18 @@ from typing import Any
 
 import sympy
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from remixer.export.errors import PartitionError
 from remixer.export.examples import example_for_export
+from remixer.export.partitions.letters import value_of
 from remixer.export.partitions.plan import MESH_DIM, ActivationPlan, PartitionPlan
-from remixer.export.partitions.shapes import dtype_of, letters_in, shape_on_a_process, value_of
+from remixer.export.partitions.shapes import letters_in, shape_on_a_process
 from remixer.export.reexport import as_module, dynamic_shapes
+from remixer.export.typed import dtype_of
 from remixer.mixers.distributed.ranks import Ranks, bound
 from remixer.rewrite.agreement import NotRunError, first_line, mode, run
 from remixer.rewrite.elsewhere import Sizes, example_at
@@ -65,7 +67,7 @@ def exported_stage(program: Program, stage: int, module: fx.GraphModule, plan: P
         args, kwargs = call = _uneven_example(program, plan)
         letters = letters_in(plan, pytree.tree_leaves(call))
         received = tuple(
-            torch.zeros(shape_on_a_process(plan, each, letters), dtype=dtype_of(each)) for each in receives
+            torch.zeros(shape_on_a_process(plan, each, letters), dtype=dtype_of(each.dtype)) for each in receives
         )
         free = tuple(
             {dim: Dim.STATIC if size.isdecimal() else Dim.AUTO for dim, size in enumerate(each.shape)}
@@ -150,12 +152,3 @@ def _plain_outputs(graph: fx.Graph) -> None:
     leaves, dicts = pytree.tree_flatten(outputs)
     if leaves == sorted(leaves):
         graph.set_codegen(_PyTreeCodeGen(codegen.pytree_info._replace(out_spec=dicts)))
-
-
-def without_weights(source: ExportedProgram) -> Any:
-    """The same graph with one number in the place of each weight: the weights stand in a file of their own."""
-    for name, tensor in list(source.state_dict.items()):
-        empty = torch.zeros(1, dtype=tensor.dtype)
-        trained = isinstance(tensor, nn.Parameter)
-        source.state_dict[name] = nn.Parameter(empty, tensor.requires_grad) if trained else empty
-    return source

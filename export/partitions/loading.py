@@ -11,18 +11,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives
-from torch import fx, nn
+from torch import fx
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 import remixer.mixers.distributed  # noqa: F401  registers the operators of the graph
-from remixer.export.errors import PartitionError
+from remixer.export.artifacts.folder import reading
+from remixer.export.artifacts.tensors import read_tensors
+from remixer.export.errors import ArtifactError, PartitionError
+from remixer.export.files import digest
 from remixer.export.partitions.agreement import agree
 from remixer.export.partitions.partitioned import Partitioned
 from remixer.export.partitions.pipeline import Pipeline
 from remixer.export.partitions.places import everyone_on, place_on, problem_of
-from remixer.export.partitions.plan import STAGES, PartitionPlan, digest, versions
-from remixer.rewrite.modules import keep_persistence
+from remixer.export.partitions.plan import STAGES, PartitionPlan
+from remixer.export.partitions.stored import read_graph
+from remixer.export.versions import versions
+from remixer.rewrite.devices import move_constants
 
 TIMEOUT = timedelta(minutes=5)
 
@@ -71,11 +76,12 @@ def load_partition(
             "plan": plan.to_dict(),
         }
         problem = _problem(plan, mine) or problem_of(mesh, plan.mesh) or _changed(plan, folder, stage)
-    except (PartitionError, OSError) as error:
+        module = fx.GraphModule({}, fx.Graph()) if problem else _loaded(folder, plan.files(stage), device)
+    except (PartitionError, ArtifactError, OSError) as error:
         mine, problem = {}, str(error)
     agree(everyone, {"problem": problem} if problem else mine, f"load {folder}")
     place = place_on(plan.mesh, mesh, everyone, timeout)
-    module = _bound(_loaded(folder, plan.files(stage), device), place.along)
+    module = _bound(module, place.along)
     return Partitioned(module, plan, place, Pipeline(module, plan, place, microbatches) if plan.stages else None)
 
 
@@ -117,29 +123,19 @@ def _initialise(device: torch.device, timeout: timedelta) -> None:
 
 
 def _loaded(folder: Path, files: tuple[str, str], device: torch.device) -> fx.GraphModule:
-    """A graph with its weights."""
-    from safetensors.torch import load_file
+    """A graph with its weights.
 
+    Raises:
+        ArtifactError: a file is not one that `Partition.save` writes.
+    """
     graph, tensors = files
-    try:
-        root = torch.export.load(folder / graph).module(check_guards=False)
-    except RuntimeError as error:
-        raise PartitionError(f"torch.export can't read {folder / graph}: {error}") from error
-    assert isinstance(root, fx.GraphModule)
-    module = fx.GraphModule(root, root.graph)  # without the checks of sizes, which the graph holds beyond
-    keep_persistence(root, module)
-    weights = load_file(folder / tensors, device=str(device))
-    missing = {name for name, _ in module.named_parameters()} - weights.keys()
-    if missing:
-        raise PartitionError(f"{folder / tensors} lacks {', '.join(sorted(missing)[:3])}")
-    for name, tensor in weights.items():
-        owner, _, own = name.rpartition(".")
-        before = getattr(module.get_submodule(owner), own)
-        if isinstance(before, nn.Parameter):
-            tensor = nn.Parameter(tensor, before.requires_grad)
-        setattr(module.get_submodule(owner), own, tensor)
-    placed: fx.GraphModule = module.to(device)
-    return placed
+    with reading(folder / tensors):
+        weights = read_tensors(folder / tensors)
+    with reading(folder / graph):
+        module = read_graph(folder / graph, weights)
+    module.to(device)
+    move_constants(module, device)
+    return module
 
 
 def _bound(module: fx.GraphModule, along: Mapping[str, ProcessGroup]) -> fx.GraphModule:

@@ -8,15 +8,18 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from remixer.export.artifacts.tensors import write_tensors
 from remixer.export.errors import PartitionError
-from remixer.export.files import publish
-from remixer.export.partitions.graphs import exported_stage, exported_whole, without_weights
-from remixer.export.partitions.plan import MESH_DIM, PLAN, STAGES, PartitionPlan, Strategy, digest, versions
+from remixer.export.files import digest, publish
+from remixer.export.partitions.graphs import exported_stage, exported_whole
+from remixer.export.partitions.plan import MESH_DIM, PLAN, STAGES, PartitionPlan, Strategy
 from remixer.export.partitions.staging import staged
+from remixer.export.partitions.stored import write_graph
+from remixer.export.typed import TypedError
+from remixer.export.versions import versions
 from remixer.mixers import Softmax
 from remixer.mixers.distributed import Choice, Distributed, DistributedMixer, Machine, Task, choose
 from remixer.mixers.distributed.cost import SCHEMES, Scheme, refusal
@@ -57,11 +60,9 @@ class Partition:
             folder: made if it doesn't exist; files of an earlier partition are replaced.
 
         Raises:
-            PartitionError: torch.export refuses the graph.
+            PartitionError: torch.export refuses the graph, or it holds what no file may.
             ValueError: the folder's parent doesn't exist.
         """
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         if not folder.parent.is_dir():
             raise ValueError(f"there is no folder {folder.parent} to make {folder.name} in")
@@ -69,17 +70,17 @@ class Partition:
             draft = Path(name)
             for stage in range(max(1, len(self.stages))):
                 graph, weights = self.plan.files(stage)
-                source = self.exported(stage)
-                tensors = {name: tensor.detach().contiguous() for name, tensor in source.state_dict.items()}
-                save_file(tensors, draft / weights)
-                torch.export.save(without_weights(source), draft / graph)
+                try:
+                    write_tensors(draft / weights, write_graph(self.exported(stage), draft / graph))
+                except TypedError as error:
+                    raise PartitionError(f"can't save this partition: {error}") from error
             written = sorted(file.name for file in draft.iterdir())
             plan = replace(self.plan, fingerprint={file: digest(draft / file) for file in written})
             plan.write(draft / PLAN)
             folder.mkdir(exist_ok=True)
             publish(draft, folder, last=PLAN)
         for file in folder.iterdir():
-            ours = re.fullmatch(r"(graph|stage\d+)\.pt2|(weights|stage\d+)\.safetensors", file.name)
+            ours = re.fullmatch(r"(graph|stage\d+)\.(json|pt2)|(weights|stage\d+)\.safetensors", file.name)
             if ours and file.name not in plan.fingerprint:
                 file.unlink()  # of an earlier partition
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
+import math
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from remixer.export.errors import PartitionError
+from remixer.export.partitions.letters import value_of
+from remixer.export.typed import TypedError, dtype_of, parsed, read_text, typed
 
 Strategy = Literal["sequence", "replicated", "stages"]
-FORMAT = 2
+FORMAT = 3
 STAGES, MESH_DIM = "stages", "sequence"
-GRAPH, WEIGHTS, PLAN = "graph.pt2", "weights.safetensors", "plan.json"
+GRAPH, WEIGHTS, PLAN = "graph.json", "weights.safetensors", "plan.json"
 
 
 @dataclass(frozen=True)
@@ -115,38 +114,33 @@ class PartitionPlan:
         """
         path = folder / PLAN
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise PartitionError(f"{folder} holds no partitioned model: {error}") from error
-        names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(found, dict) or found.get("format") != FORMAT or found.keys() != names:
+            found = parsed(read_text(path))
             told = found.get("format") if isinstance(found, dict) else None
-            raise PartitionError(f"{path} is of format {told}, this remixer reads {FORMAT}: partition the model again")
-        for name in ("gathered", "inputs", "rows"):
-            found[name] = tuple(found[name])
-        found["sizes"] = {letter: tuple(where) for letter, where in found["sizes"].items()}
-        found["stages"] = tuple(map(_stage, found["stages"]))
-        return cls(**found)
+            if told != FORMAT:
+                raise TypedError(
+                    f"it is of format {told!r:.40}, this remixer reads {FORMAT}: partition the model again"
+                )
+            plan = typed(cls, found)
+            plan.check()
+        except (OSError, TypedError) as error:
+            raise PartitionError(f"{folder} holds no partitioned model: {path}: {error}") from error
+        return plan
+
+    def check(self) -> None:
+        """Raise TypedError where a field has a value that no plan has."""
+        sizes = dict.fromkeys(self.sizes, 2)
+        for stage in self.stages:
+            for each in stage.receives:
+                dtype_of(each.dtype)
+                for size in each.shape:
+                    value_of(size, sizes)
+        if self.tokens:
+            value_of(self.tokens, sizes)
+        if self.ranks < 1 or math.prod(self.mesh.values()) != self.ranks or min(self.mesh.values(), default=0) < 1:
+            raise TypedError(f"a mesh of {self.mesh} is none of {self.ranks} processes")
+        if not set(self.mesh) <= {STAGES, MESH_DIM} or len(self.stages) not in (0, self.mesh.get(STAGES, 0)):
+            raise TypedError(f"a mesh of {self.mesh} doesn't fit {len(self.stages)} stages")
 
     def files(self, stage: int) -> tuple[str, str]:
         """Names of the files with the graph and the weights of a stage."""
-        return (f"stage{stage}.pt2", f"stage{stage}.safetensors") if self.stages else (GRAPH, WEIGHTS)
-
-
-def _stage(found: dict[str, Any]) -> StagePlan:
-    receives = (ActivationPlan(**{**each, "shape": tuple(each["shape"])}) for each in found["receives"])
-    return StagePlan(**{**found, "receives": tuple(receives)})
-
-
-def versions() -> dict[str, str]:
-    """Of remixer and torch, as artifacts note them."""
-    return {"remixer": metadata.version("remixer"), "torch": torch.__version__.split("+")[0]}
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            found.update(piece)
-    return found.hexdigest()
+        return (f"stage{stage}.json", f"stage{stage}.safetensors") if self.stages else (GRAPH, WEIGHTS)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import sympy
 import torch
 
+from remixer.export.partitions.letters import value_of
 from remixer.export.partitions.plan import MESH_DIM, ActivationPlan, PartitionPlan
+from remixer.export.typed import dtype_of
 from remixer.mixers.distributed.layout import part_size
 
 
@@ -30,16 +31,4 @@ def shape_on_a_process(plan: PartitionPlan, activation: ActivationPlan, letters:
 
 def like(plan: PartitionPlan, activation: ActivationPlan, letters: Mapping[str, int]) -> torch.Tensor:
     """A tensor without data of an activation's shape and dtype."""
-    return torch.empty(shape_on_a_process(plan, activation, letters), dtype=dtype_of(activation), device="meta")
-
-
-def dtype_of(activation: ActivationPlan) -> torch.dtype:
-    """Of its numbers."""
-    found = getattr(torch, activation.dtype)
-    assert isinstance(found, torch.dtype)
-    return found
-
-
-def value_of(size: str, letters: Mapping[str, int]) -> int:
-    """A size in letters as a number."""
-    return int(sympy.sympify(size, {letter: sympy.Integer(number) for letter, number in letters.items()}))
+    return torch.empty(shape_on_a_process(plan, activation, letters), dtype=dtype_of(activation.dtype), device="meta")

@@ -4,100 +4,29 @@ It captures a pretrained Transformer as a torch.fx graph, recognises every atten
 the ones you choose by an efficient token mixer.
 """
 
-from remixer import evaluation, export, mixers, passes, rewrite
-from remixer.distillation.errors import TransferError
-from remixer.distillation.transfer_report import TransferReport
-from remixer.distillation.transferring import transfer
-from remixer.driver import explain, remix
-from remixer.errors import AlreadyRemixedError, NoAttentionError
-from remixer.generation.adapting import as_transformers
-from remixer.generation.decoding import Decoder
-from remixer.generation.errors import GenerationError
-from remixer.generation.generating import generate, generate_stream
-from remixer.mixers import (
-    AttentionSpec,
-    Distributed,
-    FrequencyToeplitz,
-    LongShort,
-    Mixer,
-    MixerConfig,
-    MixerConfigError,
-    SoftmaxConfig,
-    Toeplitz,
-    UnknownMixerError,
-    Unsupported,
-    register,
-)
-from remixer.passes.base import ApplyRules, Pass, Pipeline, Result
-from remixer.passes.errors import ExtendError, PreconditionError, SelectionError, UnsupportedAttentionError
-from remixer.passes.recognise_attention import RULES
-from remixer.planning.errors import PlanError
-from remixer.planning.plan import Plan
-from remixer.planning.planning import plan
-from remixer.remixed import Remixed
-from remixer.report import Report
-from remixer.rewrite.capture import capture
-from remixer.rewrite.editor import Editor
-from remixer.rewrite.errors import CaptureError, PassError, PatternError
-from remixer.rewrite.match import Match, Miss
-from remixer.rewrite.pattern import Recorder
-from remixer.rewrite.program import Program
-from remixer.rewrite.rule import Rule
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from remixer.public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "RULES",
-    "AlreadyRemixedError",
-    "ApplyRules",
-    "AttentionSpec",
-    "CaptureError",
-    "Decoder",
-    "Distributed",
-    "Editor",
-    "ExtendError",
-    "FrequencyToeplitz",
-    "GenerationError",
-    "LongShort",
-    "Match",
-    "Miss",
-    "Mixer",
-    "MixerConfig",
-    "MixerConfigError",
-    "NoAttentionError",
-    "Pass",
-    "PassError",
-    "PatternError",
-    "Pipeline",
-    "Plan",
-    "PlanError",
-    "PreconditionError",
-    "Program",
-    "Recorder",
-    "Remixed",
-    "Report",
-    "Result",
-    "Rule",
-    "SelectionError",
-    "SoftmaxConfig",
-    "Toeplitz",
-    "TransferError",
-    "TransferReport",
-    "UnknownMixerError",
-    "Unsupported",
-    "UnsupportedAttentionError",
-    "as_transformers",
-    "capture",
-    "evaluation",
-    "explain",
-    "export",
-    "generate",
-    "generate_stream",
-    "mixers",
-    "passes",
-    "plan",
-    "register",
-    "remix",
-    "rewrite",
-    "transfer",
-]
+
+def __getattr__(name: str) -> Any:
+    """What `remixer.public` has, torch and all, when it is first asked for: the help of a command needs none of it."""
+    if name != "__all__" and name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f"{__name__}.{name}")
+    public = importlib.import_module("remixer.public")
+    if not hasattr(public, name):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, getattr(public, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

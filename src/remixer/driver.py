@@ -128,15 +128,14 @@ def remix(
     missed = missed_sites(steps)
     if not names:
         raise NoAttentionError(_nothing_found(steps, missed), report_of(steps, "understood"))
-    longer = None if max_length is None else ExtendPositions(max_length)
-    original = Original(steps.program, longer)
+    original = Original(steps.program, extend)
     if mixer == "auto":
         assert transfer is not None
         mixer = plan_for(original.program, transfer, Wish())
     if isinstance(mixer, Plan):
         selection = mixer.selection
         steps.split(SplitHeads(mixer.splits)(steps.program))
-        original = Original(steps.program, longer)
+        original = Original(steps.program, extend)
         names = [site.name for site in sites_of(steps.program)]
     selection.check([*names, *missed])
     _refuse_missed(selection, missed, strict)

@@ -17,3 +17,7 @@ class NoAttentionError(ValueError):
 
 class AlreadyRemixedError(ValueError):
     """The model was rewritten before."""
+
+
+class NoOriginalError(ValueError):
+    """The model that a rewritten one was made from is not known, and is needed."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
-from torch.fx.node import map_aggregate
 
 from remixer.pickled import PickledGraph
+from remixer.rewrite.devices import move_constants
 from remixer.rewrite.modules import keep_persistence
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Remixed(fx.GraphModule):
 
     @property
     def original(self) -> Program | None:
-        """The model it was made from, in eval, its attentions as sites of the exact mixer; None if it was loaded."""
+        """The model it was made from, in eval, its attentions as sites of the exact mixer; None if nobody kept it."""
         original: Original | None = self.meta.get("original")
         return None if original is None else original.program
 
@@ -75,7 +75,7 @@ class Remixed(fx.GraphModule):
         super()._apply(fn, recurse)
         after = _device(self)
         if before is not None and after is not None and before != after:
-            _move_constants(self, after)
+            move_constants(self, after)
         return self
 
 
@@ -88,22 +88,6 @@ def _unpickled(root: nn.Module, graph: PickledGraph, meta: dict[str, Any]) -> Re
 
 def _device(module: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in module.parameters()), None)
-
-
-def _move_constants(module: fx.GraphModule, device: torch.device) -> None:
-    """Tracing writes the device of `arange` and the like into the graph; it has to follow the weights."""
-
-    def moved(value: Any) -> Any:
-        return device if isinstance(value, torch.device) else value
-
-    changed = False
-    for node in module.graph.nodes:
-        args, kwargs = map_aggregate(node.args, moved), map_aggregate(node.kwargs, moved)
-        if (args, kwargs) != (node.args, node.kwargs):
-            node.args, node.kwargs = args, kwargs
-            changed = True
-    if changed:
-        module.recompile()
 
 
 def own_weights(module: nn.Module) -> None:

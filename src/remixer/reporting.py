@@ -107,7 +107,7 @@ def report_of(steps: Steps, status: Status) -> Report:
         tuple(sites),
         tuple(steps.timings),
         str(grown.order),
-        _blamed(grown),
+        blamed(grown),
         tuple(map(str, steps.captured.static)),
         steps.captured.notes,
         {"torch": torch.__version__},
@@ -123,7 +123,8 @@ def _count(module: nn.Module, name: str) -> int:
     return sum(parameter.numel() for parameter in owner.parameters()) if owner is not None else 0
 
 
-def _blamed(grown: Growth) -> tuple[str, ...]:
+def blamed(grown: Growth) -> tuple[str, ...]:
+    """Nodes that grow faster than n log n, as reports name them."""
     if grown.order <= Order(1.0, log=True):
         return ()
     return tuple(map(str, grown.to_blame()))

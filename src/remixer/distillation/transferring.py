@@ -161,7 +161,8 @@ def _original(remixed: nn.Module) -> Program:
     original = remixed.original
     if original is None:
         raise TransferError(
-            "this model no longer knows the one it was made from: it was pickled or loaded. Transfer right after remix"
+            "this model no longer knows the one it was made from: it was pickled, or saved without it. Transfer right "
+            "after remix, or before, save it with original=True"
         )
     return original
 

@@ -105,7 +105,7 @@ def evaluate(
             costs=cost(model, inputs_at, lengths, runs=runs) if inputs_at and lengths else (),
             tasks=tuple((task, float(measure(model))) for task, measure in (tasks or {}).items()),
         )
-    return Evaluation(found, seed, torch.get_num_threads(), _versions())
+    return Evaluation(found, seed, torch.get_num_threads(), versions())
 
 
 def _check_asked(
@@ -153,5 +153,6 @@ def _over_windows(
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What measured."""
     return {"remixer": metadata.version("remixer"), "torch": str(torch.__version__)}

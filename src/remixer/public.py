@@ -1,0 +1,105 @@
+"""Everything that `remixer` has to offer, under its own name."""
+
+from remixer import evaluation, export, mixers, passes, rewrite
+from remixer.distillation.errors import TransferError
+from remixer.distillation.transfer_report import TransferReport
+from remixer.distillation.transferring import transfer
+from remixer.driver import explain, remix
+from remixer.errors import AlreadyRemixedError, NoAttentionError, NoOriginalError
+from remixer.export.errors import ArtifactError
+from remixer.generation.adapting import as_transformers
+from remixer.generation.decoding import Decoder
+from remixer.generation.errors import GenerationError
+from remixer.generation.generating import generate, generate_stream
+from remixer.keeping import load, save
+from remixer.mixers import (
+    AttentionSpec,
+    Distributed,
+    FrequencyToeplitz,
+    LongShort,
+    Mixer,
+    MixerConfig,
+    MixerConfigError,
+    SoftmaxConfig,
+    Toeplitz,
+    UnknownMixerError,
+    Unsupported,
+    register,
+)
+from remixer.passes.base import ApplyRules, Pass, Pipeline, Result
+from remixer.passes.errors import ExtendError, PreconditionError, SelectionError, UnsupportedAttentionError
+from remixer.passes.recognise_attention import RULES
+from remixer.planning.errors import PlanError
+from remixer.planning.plan import Plan
+from remixer.planning.planning import plan
+from remixer.remixed import Remixed
+from remixer.report import Report
+from remixer.restoring import restore
+from remixer.rewrite.capture import capture
+from remixer.rewrite.editor import Editor
+from remixer.rewrite.errors import CaptureError, PassError, PatternError
+from remixer.rewrite.match import Match, Miss
+from remixer.rewrite.pattern import Recorder
+from remixer.rewrite.program import Program
+from remixer.rewrite.rule import Rule
+
+__all__ = [
+    "RULES",
+    "AlreadyRemixedError",
+    "ApplyRules",
+    "ArtifactError",
+    "AttentionSpec",
+    "CaptureError",
+    "Decoder",
+    "Distributed",
+    "Editor",
+    "ExtendError",
+    "FrequencyToeplitz",
+    "GenerationError",
+    "LongShort",
+    "Match",
+    "Miss",
+    "Mixer",
+    "MixerConfig",
+    "MixerConfigError",
+    "NoAttentionError",
+    "NoOriginalError",
+    "Pass",
+    "PassError",
+    "PatternError",
+    "Pipeline",
+    "Plan",
+    "PlanError",
+    "PreconditionError",
+    "Program",
+    "Recorder",
+    "Remixed",
+    "Report",
+    "Result",
+    "Rule",
+    "SelectionError",
+    "SoftmaxConfig",
+    "Toeplitz",
+    "TransferError",
+    "TransferReport",
+    "UnknownMixerError",
+    "Unsupported",
+    "UnsupportedAttentionError",
+    "as_transformers",
+    "capture",
+    "evaluation",
+    "explain",
+    "export",
+    "generate",
+    "generate_stream",
+    "load",
+    "mixers",
+    "passes",
+    "plan",
+    "register",
+    "remix",
+    "restore",
+    "rewrite",
+    "save",
+    "transfer",
+]

@@ -165,6 +165,8 @@ def longest(rows: list[dict[str, Any]]) -> dict[str, int]:
         mine = sorted((row["length"], row["bytes"]) for row in rows if row["how"] == how and not row["causal"])
         if how == "materialised":
             mine = [one for one in mine if one[0] <= 8192]
+        if len(mine) < 2:
+            continue
         (short, less), (long, more) = mine[-2:]
         power = 2 if how == "materialised" else 1
         slope = (more - less) / (long**power - short**power)

@@ -33,6 +33,11 @@ PAGES = {
         set(),
     ),
     "fine_tuning.md": (4, ("losses", "train_loss"), {"half.pt", "trained"}),
+    "tutorial.md": (
+        8,
+        ("6 attentions: 6 understood", "grows as n", "the same after loading: True", "calls compared", "tokens read: "),
+        {"small", "small.onnx", "small.onnx.json"},
+    ),
     "index.md": (1, ("4 attentions: 4 understood", "torch.Size([1, 5000, 64])"), set()),
     "mixing_matrices.md": (1, ("softmax: rows sum to 1.000", "toeplitz: rows sum to 1.000"), set()),
     "how_to/own_model.md": (3, ("causal", "('2', 'toeplitz')"), set()),

@@ -18,7 +18,8 @@ def test_its_python_runs_and_prints_a_report(capsys, monkeypatch, tmp_path):
     printed = capsys.readouterr().out
     assert "4 attentions: 4 understood; grows as n^2" in printed
     assert "torch.Size([1, 5000, 64])" in printed
-    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.onnx.json", "decoder", "parts"}
+    assert printed.count("torch.Size([2, 36])") == 2
+    assert {file.name for file in tmp_path.iterdir()} == {"small", "model.onnx", "model.onnx.json", "decoder", "parts"}
     shown = re.search(r"```text\n(.*?)```", README, re.DOTALL)
     assert shown is not None
     for line in shown[1].splitlines():

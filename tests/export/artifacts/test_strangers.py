@@ -207,9 +207,9 @@ def test_code_in_names_of_symbols(folder, trap, where):
 
 @pytest.mark.parametrize("name", [
     "aten.from_file.default", "aten.save.default", "aten.set_.source_Storage", "aten.resize_.default",
-    "aten.warn.default", "aten._sparse_coo_tensor_unsafe.default", "aten._nested_view_from_buffer.default", "aten.lu_solve.default",
-    "aten.embedding_dense_backward.default", "builtins.eval", "builtins.exec", "builtins.getattr", "os.system",
-    "operator.attrgetter", "operator.methodcaller", "operator.setitem", "torch.load", "aten.add",
+    "aten.warn.default", "aten._sparse_coo_tensor_unsafe.default", "aten._nested_view_from_buffer.default",
+    "aten.lu_solve.default", "aten.embedding_dense_backward.default", "builtins.eval", "builtins.exec",
+    "builtins.getattr", "os.system", "operator.attrgetter", "operator.methodcaller", "operator.setitem", "torch.load", "aten.add",
     "aten.__class__.default", "aten.add.__class__", "higher_order.flex_attention", "_c10d_functional.x.default",
     "higher_order.run_and_save_rng_state", "quantized.add.default", "higher_order.__class__", "", None, 3,
 ])  # fmt: skip
@@ -264,8 +264,8 @@ def test_paths_that_are_code(folder, trap, op, path):
 
 @pytest.mark.parametrize("operand", [
     {"object": "os"}, {"node": "nowhere"}, {"dtype": "load"}, {"dtype": "__name__"}, {"device": "cuda:0"},
-    {"float": "1e3"}, {"enum": "layout.sparse_coo"}, {"slice": [1]}, {"tuple": 3}, {"node": "x", "more": 1}, {"dict": [["a b", 1]]},
-    {"complex": ["1", 2]},
+    {"float": "1e3"}, {"enum": "layout.sparse_coo"}, {"slice": [1]}, {"tuple": 3}, {"node": "x", "more": 1},
+    {"dict": [["a b", 1]]}, {"complex": ["1", 2]},
 ])  # fmt: skip
 def test_operands_that_are_none(folder, trap, operand):
     def changed(found):

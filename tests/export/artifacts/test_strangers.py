@@ -209,9 +209,10 @@ def test_code_in_names_of_symbols(folder, trap, where):
     "aten.from_file.default", "aten.save.default", "aten.set_.source_Storage", "aten.resize_.default",
     "aten.warn.default", "aten._sparse_coo_tensor_unsafe.default", "aten._nested_view_from_buffer.default",
     "aten.lu_solve.default", "aten.embedding_dense_backward.default", "builtins.eval", "builtins.exec",
-    "builtins.getattr", "os.system", "operator.attrgetter", "operator.methodcaller", "operator.setitem", "torch.load", "aten.add",
-    "aten.__class__.default", "aten.add.__class__", "higher_order.flex_attention", "_c10d_functional.x.default",
-    "higher_order.run_and_save_rng_state", "quantized.add.default", "higher_order.__class__", "", None, 3,
+    "builtins.getattr", "os.system", "operator.attrgetter", "operator.methodcaller", "operator.setitem",
+    "torch.load", "aten.add", "aten.__class__.default", "aten.add.__class__", "higher_order.flex_attention",
+    "_c10d_functional.x.default", "higher_order.run_and_save_rng_state", "quantized.add.default",
+    "higher_order.__class__", "", None, 3,
 ])  # fmt: skip
 def test_operators_that_no_file_may_call(folder, trap, name):
     with pytest.raises(TypedError):

@@ -78,6 +78,8 @@ def graph_of(
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
     known = [{key: (path, kind) for key, path, kind in stack} for stack in stacks]
+    if not all(each == "\n" or each.isprintable() for trace in traces for each in trace):
+        raise TypedError("lines of source hold characters that are no text")
     for each in record.nodes:
         args, kwargs = operands.operands(each.args, made), operands.named_operands(each.kwargs, made)
         target = called(each.target) if each.op == "call_function" else _target(each)

@@ -83,7 +83,7 @@ def graph_of(
     for each in record.nodes:
         args, kwargs = operands.operands(each.args, made), operands.named_operands(each.kwargs, made)
         target = called(each.target) if each.op == "call_function" else _target(each)
-        node = graph.create_node(each.op, target, args, kwargs, each.name)
+        node = graph.create_node(each.op, target, args, kwargs, _identifier(each.name))
         if node.name != each.name or each.name in made:
             raise TypedError(f"expected the name of a node, got {each.name!r:.80}")
         made[each.name] = node

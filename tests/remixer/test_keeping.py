@@ -303,7 +303,7 @@ remixer.save(model, sys.argv[1])
 """
 
 
-@pytest.mark.parametrize("moment", [2, 6])  # while files are written; after all but the manifest are in their places
+@pytest.mark.parametrize("moment", [2, 7])  # while files are written; after all but the manifest are in their places
 def test_a_killed_save_leaves_the_old_artifact(small, tmp_path, moment):
     folder = tmp_path / "a"
     remixer.save(small, folder)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strangers import content_of, copied, example, made, with_content
+from strangers import Small, content_of, copied, example, made, with_content
 
 import remixer
 from remixer import ArtifactError, Distributed, LongShort, Plan, PlanError, TransferError
@@ -92,7 +92,7 @@ def _readers(root):
     kept.write()
     yield "checkpoint", _file(kept.path, lambda file: Checkpoint(file, {"seed": 1}), TransferError)
 
-    spread = remixer.remix(model.original.graph_module, Distributed(), example())
+    spread = remixer.remix(Small(), Distributed(), example())
     folder = root / "partition" / "a"
     folder.parent.mkdir()
     partition(spread, 2, scheme="all_gather").save(folder)

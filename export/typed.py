@@ -146,7 +146,8 @@ def _read(kind: Any, found: Any, where: str) -> Any:
     if origin is list:
         return [_read(options[0], each, f"{where}[{index}]") for index, each in enumerate(_sequence(found, where))]
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {name: _read(options[1], each, _in(where, name)) for name, each in _mapping(found, where).items()}
+        pairs = _mapping(found, where).items()
+        return {_read(options[0], name, where): _read(options[1], each, _in(where, name)) for name, each in pairs}
     return _plain(kind, found, where)
 
 

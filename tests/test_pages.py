@@ -32,6 +32,11 @@ PAGES = {
         ("torch.Size([2, 24])", "as before: True", "transformer.h.0.attn.key", "as transformers writes: True"),
         set(),
     ),
+    "artifacts.md": (
+        2,
+        ("BertModel: 2 attentions: 2 replaced", "the same numbers: True", "BaseModelOutput", "softmax long_short"),
+        {"artifact"},
+    ),
     "fine_tuning.md": (4, ("losses", "train_loss"), {"half.pt", "trained"}),
     "tutorial.md": (
         8,

@@ -78,10 +78,12 @@ def graph_of(
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
     known = [{key: (path, kind) for key, path, kind in stack} for stack in stacks]
+    if not all(each == "\n" or each.isprintable() for trace in traces for each in trace):
+        raise TypedError("lines of source hold characters that are no text")
     for each in record.nodes:
         args, kwargs = operands.operands(each.args, made), operands.named_operands(each.kwargs, made)
         target = called(each.target) if each.op == "call_function" else _target(each)
-        node = graph.create_node(each.op, target, args, kwargs, each.name)
+        node = graph.create_node(each.op, target, args, kwargs, _identifier(each.name))
         if node.name != each.name or each.name in made:
             raise TypedError(f"expected the name of a node, got {each.name!r:.80}")
         made[each.name] = node

@@ -126,25 +126,24 @@ def called(name: Any) -> Callable[..., Any]:
     Raises:
         TypedError: nothing, or nothing that a graph in a file may call.
     """
-    found = _found(name) if isinstance(name, str) else None
-    if found is None:
-        raise TypedError(f"{name!r:.100} is none of the operators that a file may hold, or not known to this torch")
-    return found
+    return _found(name if isinstance(name, str) else "")
 
 
 @functools.lru_cache(maxsize=4096)
-def _found(name: str) -> Callable[..., Any] | None:
+def _found(name: str) -> Callable[..., Any]:
     if name in FUNCTIONS:
         return FUNCTIONS[name]
-    if name.startswith("higher_order.") and name.removeprefix("higher_order.") in _HIGHER_ORDER:
-        found = getattr(torch.ops.higher_order, name.removeprefix("higher_order."), None)
-        return found if isinstance(found, HigherOrderOperator) else None
-    parts = _NAME.fullmatch(name)
-    if parts is None or not _allowed(*parts.groups()):
-        return None
-    packet = getattr(getattr(torch.ops, parts[1]), parts[2], None)
-    found = getattr(packet, parts[3], None) if isinstance(packet, torch._ops.OpOverloadPacket) else None
-    return found if isinstance(found, OpOverload) and str(found) == name and _computes(found) else None
+    higher = name.removeprefix("higher_order.")
+    if higher != name and higher in _HIGHER_ORDER:
+        found = getattr(torch.ops.higher_order, higher, None)
+        if isinstance(found, HigherOrderOperator):
+            return found
+    if (parts := _NAME.fullmatch(name)) and _allowed(*parts.groups()):
+        packet = getattr(getattr(torch.ops, parts[1]), parts[2], None)
+        found = getattr(packet, parts[3], None) if isinstance(packet, torch._ops.OpOverloadPacket) else None
+        if isinstance(found, OpOverload) and str(found) == name and _computes(found):
+            return found
+    raise TypedError(f"{name!r:.100} is none of the operators that a file may hold, or not known to this torch")
 
 
 def _allowed(namespace: str, name: str, overload: str) -> bool:

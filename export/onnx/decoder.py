@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -12,7 +11,9 @@ import torch
 from torch import Tensor
 
 from remixer.export.errors import ExportError
-from remixer.export.onnx.runtime import Provider, Session
+from remixer.export.onnx.manifest import DecoderManifest
+from remixer.export.onnx.runtime import PROVIDERS, Provider, Session
+from remixer.export.typed import TypedError, parsed, read_text, typed
 
 State = list[Any]  # onnxruntime's own values, which stay where the graph computes
 Choose = Callable[[Tensor], Tensor]
@@ -61,14 +62,21 @@ class OnnxDecoder:
     def __init__(self, folder: str | os.PathLike[str], *, provider: Provider | None = None, threads: int = 0) -> None:
         path = Path(folder)
         try:
-            manifest = json.loads((path / "decoder.json").read_text(encoding="utf-8"))
+            manifest = typed(DecoderManifest, parsed(read_text(path / "decoder.json")))
         except FileNotFoundError:
             raise ExportError(
                 f"there is no decoder.json in {path}. Write one with remixer.export.to_onnx_decoder"
             ) from None
-        self.length: int = manifest["length"]
-        self.graphs = Graphs(path / "prefill.onnx", path / "step.onnx", provider or manifest["provider"], threads)
+        except (OSError, TypedError) as error:
+            raise ExportError(f"can't read {path / 'decoder.json'}: {error}") from error
+        chosen = provider or manifest.provider
+        if chosen not in PROVIDERS:
+            raise ExportError(f"can't read {path / 'decoder.json'}: there is no provider {chosen!r:.40}")
+        self.length = manifest.length
+        self.graphs = Graphs(path / "prefill.onnx", path / "step.onnx", chosen, threads)  # type: ignore[arg-type]
         outputs = self.graphs.outputs
+        if not outputs or not self.graphs.inputs:
+            raise ExportError(f"{path} holds no decoder: its graphs have no inputs or no outputs")
         if "logits" not in outputs and len(outputs) > 1:
             raise ExportError(f"which of the outputs {', '.join(outputs)} are logits can't be told: none has that name")
         self._logits = outputs.index("logits") if "logits" in outputs else 0

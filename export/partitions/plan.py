@@ -117,8 +117,8 @@ class PartitionPlan:
             found = parsed(read_text(path))
             told = found.get("format") if isinstance(found, dict) else None
             if told != FORMAT:
-                raise TypedError(
-                    f"it is of format {told!r:.40}, this remixer reads {FORMAT}: partition the model again"
+                raise PartitionError(
+                    f"{path} is of format {told!r:.40}, this remixer reads {FORMAT}: partition the model again"
                 )
             plan = typed(cls, found)
             plan.check()

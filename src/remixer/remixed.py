@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -90,15 +91,21 @@ def _device(module: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in module.parameters()), None)
 
 
-def own_weights(module: nn.Module) -> None:
-    """Give a module its own copy of every parameter and buffer; tied ones stay tied."""
+def own_weights(module: fx.GraphModule) -> None:
+    """Give a module its own copy of every parameter and buffer, and of every module that it calls; tied ones stay tied.
+
+    Mixers and dropouts have a mode, which is not to change with that of another model.
+    """
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    for path in {str(node.target) for node in module.graph.find_nodes(op="call_module")}:
+        module.set_submodule(path, copy.deepcopy(module.get_submodule(path), dict(shared)))
     copies: dict[int, torch.Tensor] = {}
     for owner in module.modules():
         for name, parameter in owner._parameters.items():
             if parameter is not None:
                 if id(parameter) not in copies:
-                    copy = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-                    copies[id(parameter)] = copy
+                    own = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+                    copies[id(parameter)] = own
                 owner._parameters[name] = copies[id(parameter)]  # type: ignore[assignment]
         for name, buffer in owner._buffers.items():
             if buffer is not None:

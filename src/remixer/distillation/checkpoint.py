@@ -14,6 +14,7 @@ from torch import Tensor
 
 from remixer.distillation.errors import TransferError
 from remixer.export.files import publish
+from remixer.export.typed import TypedError, parsed, plain, typed
 
 FORMAT = "1"
 
@@ -86,7 +87,7 @@ class Checkpoint:
             }
             for name, one in self.stages.items()
         }
-        head = {"format": FORMAT, "settings": json.dumps(self.settings), "stages": json.dumps(told)}
+        head = {"format": FORMAT, "settings": json.dumps(self.settings), "stages": json.dumps(plain(told))}
         with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}.") as folder:
             save_file(tensors or {"none": torch.zeros(0)}, Path(folder) / self.path.name, head)
             publish(Path(folder), self.path.parent, last=self.path.name)
@@ -95,11 +96,13 @@ class Checkpoint:
         from safetensors import SafetensorError, safe_open
 
         try:
+            if path.exists() and not path.is_file():
+                raise TypedError("this is no regular file")
             with safe_open(path, "pt") as file:
                 head = file.metadata() or {}
-                settings, told = json.loads(head.get("settings", "null")), json.loads(head.get("stages", "null"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, SafetensorError, ValueError) as error:
+            settings, told = parsed(head.get("settings", "null")), parsed(head.get("stages", "null"))
+        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             raise TransferError(f"cannot read the checkpoint {path}: {error}") from error
         if head.get("format") != FORMAT or not isinstance(settings, dict) or not isinstance(told, dict):
             raise TransferError(f"{path} is no checkpoint of a transfer")
@@ -112,5 +115,8 @@ class Checkpoint:
                 )
         for stage, one in told.items():
             own = {name.partition("/")[2]: each for name, each in tensors.items() if name.startswith(f"{stage}/")}
-            judged = [(step, losses) for step, losses in one.pop("judged")]
-            self.stages[stage] = Reached(stage, judged=judged, tensors=own, **one)
+            try:
+                self.stages[stage] = typed(Reached, {**one, "stage": stage}, f"stage {stage:.40}")
+            except (TypedError, TypeError) as error:
+                raise TransferError(f"cannot read the checkpoint {path}: {error}") from error
+            self.stages[stage].tensors = own

@@ -63,9 +63,10 @@ def train(
         watch: called after each step.
 
     Raises:
-        TransferError: a loss is not finite.
+        TransferError: a loss is not finite; or the checkpoint is not one of this stage.
     """
     reached = checkpoint.of(stage.name)
+    _check(stage, reached, checkpoint)
     held = list(validation)
     if reached.done:
         _restore(stage, reached, "now")
@@ -108,6 +109,30 @@ def train(
         _restore(stage, reached, "best")
     checkpoint.write()
     return reached
+
+
+def _check(stage: Stage, reached: Reached, checkpoint: Checkpoint) -> None:
+    """Whether what a file says was reached can be gone on from."""
+    shapes = {name: parameter.shape for name, parameter in stage.parameters.items()}
+    kinds = {"now", "best", "first", "second"}
+    wrong = [
+        name
+        for name, tensor in reached.tensors.items()
+        if name.partition("/")[0] not in kinds or shapes.get(name.partition("/")[2]) != tensor.shape
+    ]
+    wrong += [
+        name
+        for name in reached.tensors
+        if name.startswith("first/") and name.replace("first", "second", 1) not in reached.tensors
+    ]
+    judged = [losses.keys() for _, losses in reached.judged]
+    names = stage.groups.keys()
+    fits = all(each == names for each in judged) and (not reached.losses or reached.losses.keys() == names)
+    if wrong or not fits or reached.step < 0:
+        told = f", such as {wrong[0]:.80}" if wrong else ""
+        raise TransferError(
+            f"the checkpoint {checkpoint.path} doesn't fit the stage {stage.name!r}{told}: delete it to begin again"
+        )
 
 
 def _step(

@@ -9,13 +9,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from remixer import mixers
 from remixer.distillation.losses import MEANINGS
+from remixer.export.typed import TypedError, parsed, read_text, typed
 from remixer.mixers import MixerConfig
 from remixer.mixers.errors import MixerConfigError, UnknownMixerError
 from remixer.passes.select import Selection
@@ -139,8 +138,8 @@ class Plan:
             PlanError: it can't be read, is no plan, or asks for mixers that there aren't.
         """
         try:
-            return Plan.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            return Plan.from_json(read_text(Path(path)))
+        except (OSError, TypedError) as error:
             raise PlanError(f"cannot read the plan {path}: {error}") from error
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
@@ -153,29 +152,18 @@ class Plan:
             PlanError: it is no plan, or asks for mixers that there aren't.
         """
         try:
-            found = json.loads(text)
-            if found["format"] != FORMAT:
-                raise PlanError(f"a plan of format {found['format']!r}, this remixer reads {FORMAT}")
-            sites = tuple(
-                SitePlan(
-                    str(site["name"]),
-                    tuple(tuple(int(head) for head in group) for group in site["groups"]),
-                    tuple(_config(each) for each in site["configs"]),
-                    {str(name): float(harm) for name, harm in site["harms"].items()},
-                )
-                for site in found["sites"]
-            )
-            front = tuple(
-                FrontPoint(float(one["share"]), float(one["harm"]), int(one["replaced"]), bool(one["chosen"]))
-                for one in found["front"]
-            )
-            if any(len(site.groups) != len(site.configs) for site in sites):
-                raise PlanError("a site has another number of configs than of groups")
-            return Plan(sites, front, int(found["length"]), str(found["cost"]), str(found["loss"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, PlanError):
-                raise
-            raise PlanError(f"this is no plan: {type(error).__name__} {error}") from error
+            found = parsed(text)
+            if not isinstance(found, dict) or found.get("format") != FORMAT:
+                told = found.get("format") if isinstance(found, dict) else None
+                raise PlanError(f"a plan of format {told!r:.40}, this remixer reads {FORMAT}")
+            plan = typed(Plan, {name: value for name, value in found.items() if name != "format"})
+        except (TypedError, UnknownMixerError, MixerConfigError) as error:
+            raise PlanError(f"this is no plan: {error}") from error
+        if any(len(site.groups) != len(site.configs) for site in plan.sites):
+            raise PlanError("a site has another number of configs than of groups")
+        if sum(point.chosen for point in plan.front) != 1:
+            raise PlanError("this is no plan: one point of its front has to be the chosen one")
+        return plan
 
     def diff(self, other: Plan) -> str:
         """What is different in another plan, line by line; "" if nothing is."""
@@ -228,25 +216,10 @@ def words(config: MixerConfig) -> str:
     """A config in short: its mixer, and the options that are not the usual ones.
 
     Example:
-        >>> words(mixers.LongShort(window=64))
+        >>> from remixer import LongShort
+        >>> words(LongShort(window=64))
         'long_short(window=64)'
     """
     usual, options = type(config)().to_dict(), config.to_dict()
     changed = [f"{name}={value!r}" for name, value in options.items() if usual[name] != value]
     return f"{config.name}({', '.join(changed)})"
-
-
-def _config(found: Any) -> MixerConfig | None:
-    """A config from its options.
-
-    Raises:
-        PlanError: there is no such mixer, or it has no such options.
-    """
-    if found is None:
-        return None
-    options = dict(found)
-    try:
-        kind = mixers.get(str(options.pop("mixer"))).Config
-        return kind(**options)
-    except (UnknownMixerError, MixerConfigError, TypeError) as error:
-        raise PlanError(f"no mixer can be made of {found!r}: {error}") from error

@@ -62,14 +62,14 @@ def test_averaged_gradients_are_those_of_one_process(small, parts, processes, sc
 
 def test_what_is_written(parts):
     folder = parts("ring")
-    assert sorted(file.name for file in folder.iterdir()) == ["graph.pt2", "plan.json", "weights.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == ["graph.json", "plan.json", "weights.safetensors"]
     plan = json.loads((folder / "plan.json").read_text())
     assert (plan["ranks"], plan["strategy"], plan["scheme"], plan["layout"]) == (4, "sequence", "ring", "zigzag")
     assert plan["mesh"] == {"sequence": 4}
     assert plan["gathered"] == []
     assert plan["error"] < 1e-5
     weights = (folder / "weights.safetensors").stat().st_size
-    assert (folder / "graph.pt2").stat().st_size < weights + 100_000  # the weights are written once
+    assert (folder / "graph.json").stat().st_size < weights + 100_000  # the weights are written once
 
 
 def test_auto_says_why(small):

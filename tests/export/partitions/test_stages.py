@@ -101,7 +101,7 @@ def test_what_is_written(small, parts, tmp_path):
     folder, _ = parts("ring")
     assert sorted(file.name for file in folder.iterdir()) == [
         "plan.json",
-        *(f"stage{stage}.{kind}" for stage in (0, 1) for kind in ("pt2", "safetensors")),
+        *(f"stage{stage}.{kind}" for stage in (0, 1) for kind in ("json", "safetensors")),
     ]
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["mesh"] == {"stages": 2, "sequence": 2}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
@@ -46,6 +47,8 @@ def write_graph(source: ExportedProgram, path: Path) -> dict[str, Tensor]:
     root: Any = source.module(check_guards=False)
     module = fx.GraphModule(root, root.graph)
     keep_persistence(root, module)
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        module.graph.erase_node(node)  # it says what `.to` was given when the graph was made
     tables = Tables(values=False)
     records, tensors = written_tensors(module)
     stored = StoredGraph(written(module.graph, tables), written_modules(module, tables), records)

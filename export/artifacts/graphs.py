@@ -177,9 +177,10 @@ def _codegen(record: SignatureRecord, graph: fx.Graph) -> CodeGen:
 
 
 def _short(found: re.Match[str]) -> str:
-    """A file's name without the folder of its package, or of nobody knows what."""
-    file = found[1] if "packages" in found[0] else re.split(r"[/\\]", found[1])[-1]
-    return f'File "{file}"'
+    """A file's path in its package, or its name where it has none."""
+    whole, inside = found[0], found[1]
+    absolute = re.match(r"([/\\]|\w:)", inside) and "-packages" not in whole
+    return f'File "{re.split(r"[/\\]", inside)[-1] if absolute else inside}"'
 
 
 def _kind(kind: Any) -> str:

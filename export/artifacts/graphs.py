@@ -178,9 +178,10 @@ def _codegen(record: SignatureRecord, graph: fx.Graph) -> CodeGen:
 
 def _short(found: re.Match[str]) -> str:
     """A file's path in its package, or its name where it has none."""
-    whole, inside = found[0], found[1]
-    absolute = re.match(r"([/\\]|\w:)", inside) and "-packages" not in whole
-    return f'File "{re.split(r"[/\\]", inside)[-1] if absolute else inside}"'
+    file = found[1]
+    if re.match(r"[/\\]|\w:", file):
+        file = re.split(r"[/\\]", file)[-1]
+    return f'File "{file}"'
 
 
 def _kind(kind: Any) -> str:

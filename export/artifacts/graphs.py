@@ -177,8 +177,10 @@ def _codegen(record: SignatureRecord, graph: fx.Graph) -> CodeGen:
 
 
 def _short(found: re.Match[str]) -> str:
-    """A file's name without the folder of its package, or of nobody knows what."""
-    file = found[1] if "packages" in found[0] else re.split(r"[/\\]", found[1])[-1]
+    """A file's path in its package, or its name where it has none."""
+    file = found[1]
+    if re.match(r"[/\\]|\w:", file):
+        file = re.split(r"[/\\]", file)[-1]
     return f'File "{file}"'
 
 

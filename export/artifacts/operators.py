@@ -41,6 +41,7 @@ _ALSO = {
     "_adaptive_avg_pool2d",
     "_assert_async",
     "_assert_scalar",
+    "_assert_tensor_metadata",
     "_convolution",
     "_fft_c2c",
     "_fft_c2r",

@@ -101,7 +101,8 @@ def _take_weights(restored: Remixed, remixed: Remixed, except_for: set[str]) -> 
     """Let a model have the weights of another, but for some, which only get its device and precision."""
     theirs, made = weights(remixed), weights(restored)
     device = next((tensor.device for tensor in theirs.values()), torch.device("cpu"))
-    lowered = {made[name].dtype: tensor.dtype for name, tensor in theirs.items() if isinstance(tensor, nn.Parameter)}
+    common = [name for name, tensor in theirs.items() if isinstance(tensor, nn.Parameter) and name in made]
+    lowered = {made[name].dtype: theirs[name].dtype for name in common}
     restored.to(device)
     taken: dict[int, Tensor] = {}
     for name, old in weights(restored).items():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from remixer.mixers import MixerConfig
     from remixer.planning.plan import Plan
 
-_ASKED = re.compile(r"(?:(?P<pattern>.+)=)?\s*(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<options>.*)\))?\s*", re.DOTALL)
+_ASKED = re.compile(r"(?:(?P<pattern>.+?)=)??\s*(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<options>.*)\))?\s*", re.DOTALL)
 _KEPT = ("none", "None")
 
 

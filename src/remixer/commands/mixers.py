@@ -57,10 +57,9 @@ def _page(config: type[MixerConfig]) -> str:
 
 
 def _table(records: list[dict[str, Any]]) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
-    for head in ("mixer", "what it is", "options"):
-        table.add_column(head, overflow="fold")
+    table = Table.grid(padding=(0, 2))
     for record in records:
         options = ", ".join(f"{option['name']}={option['default']!r}" for option in record["options"])
-        table.add_row(record["name"], record["what"], options or "none")
+        table.add_row(record["name"], record["what"])
+        table.add_row("", options or "no options")
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group
@@ -65,7 +65,6 @@ def plan(
     Example: remixer plan gpt2 --data texts --budget 0.5 --out plan.json --plot pareto.png
     """
     import remixer
-    from remixer.planning.planning import USUAL
 
     configs = configs_of(mixer or [])
     check_place(out, "a plan")
@@ -80,11 +79,12 @@ def plan(
     held = read_data(data, how)
     if device is not None:
         example = {name: tensor.to(device) for name, tensor in example.items()}
+    chosen: dict[str, Any] = {"mixers": configs} if configs else {}
     made = remixer.plan(
         found.model,
         example,
         held,
-        mixers=configs or USUAL,
+        **chosen,
         budget=budget,
         seconds=seconds,
         harm=harm,

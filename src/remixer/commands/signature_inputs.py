@@ -44,7 +44,8 @@ def _is_mask(name: str) -> bool:
 
 def _kinds(model: nn.Module, batch: int, length: int) -> list[Tensor]:
     """What one input may be: token ids, images, sound, or states of some width; the first layer's kind first."""
-    generator, found = torch.Generator().manual_seed(0), {}
+    generator = torch.Generator().manual_seed(0)
+    found: dict[Any, Tensor] = {}
 
     def add(*shape: int) -> None:
         found.setdefault(shape, torch.randn(shape, generator=generator))

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,19 @@ def test_help_loads_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_page_asks_for_what_there_is(remixer_says):
+    page = (Path(__file__).parents[3] / "docs" / "command_line.md").read_text(encoding="utf-8")
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
+    asked = re.findall(r"^remixer (\w+)(.*)$", shell, re.MULTILINE) + re.findall(
+        r"^\| `(\w+) ([^`]*)`", page, re.MULTILINE
+    )
+    assert {name for name, _ in asked} == set(NAMES)
+    for name, words in asked:
+        told = remixer_says(name, "--help").out
+        for option in re.findall(r"--[a-z-]+", words):
+            assert f"{option} " in told, (name, option)
 
 
 def test_what_is_no_command(remixer_says):

@@ -9,6 +9,7 @@ from typing import Any, Self
 from remixer.passes.errors import ExtendError
 from remixer.passes.extend_positions import ExtendPositions
 from remixer.passes.select import Selection
+from remixer.passes.sites import named_nodes, sites_of
 from remixer.passes.substitute import Substitute
 from remixer.passes.sweep import Sweep
 from remixer.rewrite.program import Program
@@ -48,7 +49,13 @@ class Original:
 
     @property
     def as_it_was(self) -> Program:
-        """Every attention is written as it was before it was understood, masks included. Made anew at every call."""
+        """Every attention is written as it was before it was understood, masks included. Made anew at every call.
+
+        Where it was read from an artifact, that is gone, and attentions stay sites.
+        """
+        names = named_nodes(self._recognised.graph)
+        if any(site.record.original not in names for site in sites_of(self._recognised)):
+            return self.swept
         return Sweep()(Substitute(Selection(()))(self._recognised).program).program
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -53,8 +53,8 @@ def story_of(model: nn.Module | ExportedProgram, inputs: Inputs | None) -> Story
     before = model.meta.get("original")
     if before is None:
         notes.append(
-            "The model that this one was made from is not there: it isn't kept in files and pickles. So there is "
-            "only one graph to show."
+            "The model that this one was made from is not there, so there is only one graph to show. Pickles don't "
+            "hold it; artifacts do where they are saved with original=True."
         )
     else:
         trace.start(before.as_it_was, "before", "the model, its attentions in canonical spelling")

@@ -120,9 +120,25 @@ def test_a_model_from_a_pickle_is_shown_alone_and_the_page_says_so(tmp_path, sma
     lone = pickle.loads(pickle.dumps(remixer.remix(small, "toeplitz", x)))
     data = data_of(remixer.view(lone, tmp_path / "lone.html"))
     assert [stage["title"] for stage in data["stages"]] == ["after"]
-    assert any("made from is not there" in note for note in data["notes"])
+    assert any("was made from is not there" in note for note in data["notes"])
     assert any("doesn't hold the shapes" in note for note in data["notes"])
     assert data["report"]["sites"][0]["status"] == "replaced"
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_a_loaded_model_is_shown_with_its_original_if_that_was_saved(tmp_path, traced, original):
+    remixer.save(traced, tmp_path / "saved", original=original)
+    loaded = remixer.load(tmp_path / "saved")
+    data = data_of(remixer.view(loaded, tmp_path / "loaded.html"))
+    assert [stage["title"] for stage in data["stages"]] == ["before", "after"][not original :]
+    assert any("was made from is not there" in note for note in data["notes"]) != original
+    assert len(data["report"]["sites"]) == 2
+    labels = [[data["nodes"][number][2] for number in stage["nodes"]] for stage in data["stages"]]
+    assert labels[-1].count("long_short") == 1
+    if original:
+        assert labels[0].count("softmax") == 2
+    shapes = {value[0] for value in data["values"]}
+    assert "(B, T, 16)" in shapes
 
 
 def test_a_model_that_does_not_fit_its_inputs_writes_nothing(tmp_path, small):

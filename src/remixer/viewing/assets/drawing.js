@@ -6,7 +6,7 @@ class Drawing {
   constructor(world, picked) {
     this.layers = ["groups", "edges", "boxes"].map(name => viewer.draw("g", { class: name }));
     world.append(...this.layers);
-    this.picked = picked; // called with a box and what was done to it: "select", "toggle"
+    this.picked = picked; // called with an item and what was done to it: "select", "toggle"
     this.items = [];
     this.shown = new Map();
     this.places = new Map();
@@ -132,7 +132,7 @@ class Drawing {
         keydown: event => {
           if (event.key !== "Enter" && event.key !== " ") return;
           event.preventDefault();
-          act(box.item instanceof viewer.Group ? "toggle" : "select");
+          act(box.item instanceof viewer.Group ? (event.shiftKey ? "toggle all" : "toggle") : "select");
         },
       },
       ...parts,

@@ -130,13 +130,22 @@ function picked(item, what, pane) {
   const { open } = viewer.state;
   const group = item instanceof viewer.Group;
   viewer.state.selected = group ? selectionOf(item) : { kind: "node", name: item.name };
-  if (what === "toggle" && group)
-    if (open.has(item.path)) open.delete(item.path);
-    else open.add(item.path);
+  if (what !== "select" && group) {
+    const opening = !open.has(item.path);
+    for (const one of what === "toggle" ? [item] : withGroups(item)) {
+      if (opening) open.add(one.path);
+      else open.delete(one.path);
+    }
+  }
   holding(viewer.keyOf(item), refresh);
   after();
   for (const other of panes) if (other !== pane && !other.inView(viewer.keyOf(item))) other.centre(viewer.keyOf(item));
   return undefined;
+}
+
+// A group and all in it.
+function withGroups(group) {
+  return [group, ...group.groups.flatMap(withGroups)];
 }
 
 function selectionOf(group) {
@@ -186,7 +195,8 @@ function setLength(length) {
 function openSome(tree, most) {
   let boxes = tree.root.children.length;
   const waiting = [...tree.root.groups];
-  const leads = group => viewer.data.sites.some(site => site.name.startsWith(group.path));
+  const { sites } = viewer.data;
+  const leads = group => !sites.length || sites.some(site => `${site.name}.`.startsWith(`${group.path}.`));
   while (waiting.length) {
     const group = waiting.shift();
     if (!leads(group) || boxes + group.children.length > most) continue;

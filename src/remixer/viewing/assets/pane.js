@@ -185,7 +185,8 @@ class Pane {
     if (!element) return picked(null, "select", this);
     const { box } = this.place(element.dataset.key);
     const closed = box.item instanceof viewer.Group && !box.inner;
-    return picked(box.item, closed || event.target.closest(".chevron") ? "toggle" : "select", this);
+    const toggled = closed || event.target.closest(".chevron");
+    return picked(box.item, toggled ? (event.shiftKey ? "toggle all" : "toggle") : "select", this);
   }
 }
 

@@ -5,7 +5,7 @@ READY := .venv/.ready
 OLD := .venv-old
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-slow zoo zoo-page zoo-onnx zoo-old lint docs bench clean
+.PHONY: demo test test-slow browser picture zoo zoo-page zoo-onnx zoo-old lint docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
@@ -28,6 +28,14 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Chromium, for the tests of `remixer.view` that need a browser; they are skipped without one.
+browser:
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ apt-get update && apt-get install -y --no-install-recommends chromium; }
+
+picture: $(READY) browser
+	$(BIN)/python benchmarks/view_picture.py docs/pictures/view.png
 
 # The whole model zoo; `make test` has a dozen of its families.
 zoo: $(READY)

@@ -8,6 +8,9 @@ from typing import Any, Self
 
 from remixer.passes.errors import ExtendError
 from remixer.passes.extend_positions import ExtendPositions
+from remixer.passes.select import Selection
+from remixer.passes.sites import named_nodes, sites_of
+from remixer.passes.substitute import Substitute
 from remixer.passes.sweep import Sweep
 from remixer.rewrite.program import Program
 
@@ -43,6 +46,17 @@ class Original:
             program = ExtendPositions(self.extend.max_length)(program).program
         program.graph_module.eval()
         return program
+
+    @property
+    def as_it_was(self) -> Program:
+        """Every attention is written as it was before it was understood, masks included. Made anew at every call.
+
+        Where it was read from an artifact, that is gone, and attentions stay sites.
+        """
+        names = named_nodes(self._recognised.graph)
+        if any(site.record.original not in names for site in sites_of(self._recognised)):
+            return self.swept
+        return Sweep()(Substitute(Selection(()))(self._recognised).program).program
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self

@@ -52,7 +52,8 @@ def test_a_wheel_holds_every_file_once(tmp_path):
     subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".py")]
+        files = archive.namelist()
+    names = [name for name in files if name.endswith(".py")]
     assert len(names) == len(set(names))
     source = ROOT / "src/remixer"
     drivers = [path for path in source.rglob("*.py") if path.relative_to(source).parts[0] not in FOLDERS]
@@ -62,3 +63,6 @@ def test_a_wheel_holds_every_file_once(tmp_path):
             f"remixer/{folder}/{path.relative_to(ROOT / folder).as_posix()}" for path in (ROOT / folder).rglob("*.py")
         }
     assert set(names) == expected
+    assets = {f"remixer/viewing/assets/{path.name}" for path in (source / "viewing" / "assets").iterdir()}
+    assert assets <= set(files)
+    assert any(name.endswith("licenses/src/remixer/viewing/assets/dagre.LICENSE.txt") for name in files)

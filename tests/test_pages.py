@@ -37,6 +37,7 @@ PAGES = {
         ("BertModel: 2 attentions: 2 replaced", "the same numbers: True", "BaseModelOutput", "softmax long_short"),
         {"artifact"},
     ),
+    "view.md": (1, ("11 graphs",), {"small.html", "model.html"}),
     "fine_tuning.md": (4, ("losses", "train_loss"), {"half.pt", "trained"}),
     "tutorial.md": (
         8,

@@ -17,3 +17,4 @@ def test_errors_are_subclasses_of_the_builtin_that_fits():
     assert issubclass(remixer.SelectionError, LookupError)
     assert issubclass(remixer.UnsupportedAttentionError, ValueError)
     assert issubclass(remixer.PassError, RuntimeError)
+    assert issubclass(remixer.ViewError, ValueError)

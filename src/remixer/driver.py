@@ -34,6 +34,7 @@ from remixer.rewrite.capture import Inputs
 from remixer.rewrite.match import Miss
 from remixer.rewrite.modules import keep_persistence
 from remixer.rewrite.rule import Rule
+from remixer.viewing.trace import Trace
 
 Choice = str | MixerConfig | None
 Rules = tuple[Rule, ...]
@@ -76,6 +77,7 @@ def remix(
     positions: How = "repeat",
     rotary: Rotary | None = None,
     trained_length: int | None = None,
+    trace: bool = False,
 ) -> Remixed:
     r"""A copy of a model in which the chosen attentions are replaced by other token mixers.
 
@@ -98,6 +100,7 @@ def remix(
         positions: what learned tables of positions hold further on, "repeat" or "interpolate".
         rotary: how to slow rotary embeddings down for `max_length`, "interpolate" or "ntk"; None leaves them.
         trained_length: the longest input of training, for `rotary`, where nothing in the graph tells.
+        trace: keep the graph after each pass, as text, for `remixer.view`.
 
     Returns:
         A `torch.fx.GraphModule` with the model's call signature, its output structure and the names of its
@@ -123,7 +126,7 @@ def remix(
         raise ValueError('mixer="auto" measures what each attention bears: give data as transfer=')
     selection = Selection(()) if mixer == "auto" or isinstance(mixer, Plan) else _selection(mixer)
     extend = None if max_length is None else ExtendPositions(max_length, positions, rotary, trained_length)
-    steps = recognise(model, inputs, rules)
+    steps = recognise(model, inputs, rules, Trace() if trace else None)
     names = [site.name for site in sites_of(steps.program)]
     missed = missed_sites(steps)
     if not names:
@@ -152,6 +155,8 @@ def remix(
     steps.program = steps.program.with_graph_module(result)
     result.meta["report"] = report_of(steps, "kept")
     result.meta["original"] = original
+    if trace:
+        result.meta["trace"] = steps.trace
     if transfer is not None:
         learn(result, transfer)
     return result

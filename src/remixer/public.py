@@ -42,6 +42,8 @@ from remixer.rewrite.match import Match, Miss
 from remixer.rewrite.pattern import Recorder
 from remixer.rewrite.program import Program
 from remixer.rewrite.rule import Rule
+from remixer.viewing.errors import ViewError
+from remixer.viewing.viewing import view
 
 __all__ = [
     "RULES",
@@ -85,6 +87,7 @@ __all__ = [
     "UnknownMixerError",
     "Unsupported",
     "UnsupportedAttentionError",
+    "ViewError",
     "as_transformers",
     "capture",
     "evaluation",
@@ -102,4 +105,5 @@ __all__ = [
     "rewrite",
     "save",
     "transfer",
+    "view",
 ]

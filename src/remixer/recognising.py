@@ -13,10 +13,13 @@ from remixer.passes.pipelines import recognition
 from remixer.reporting import Steps
 from remixer.rewrite.capture import Inputs, capture
 from remixer.rewrite.rule import Rule
+from remixer.viewing.trace import Trace
 
 
-def recognise(model: nn.Module | ExportedProgram, inputs: Inputs | None, rules: tuple[Rule, ...]) -> Steps:
-    """Capture a model and find its attentions.
+def recognise(
+    model: nn.Module | ExportedProgram, inputs: Inputs | None, rules: tuple[Rule, ...], trace: Trace | None = None
+) -> Steps:
+    """Capture a model and find its attentions; a trace is told of every graph.
 
     Raises:
         CaptureError: the inputs don't fit the model, or torch.export refuses it.
@@ -25,7 +28,7 @@ def recognise(model: nn.Module | ExportedProgram, inputs: Inputs | None, rules: 
     _refuse_remixed(model)
     start = time.perf_counter()
     program = capture(model, inputs)
-    steps = Steps(type(model).__name__, program, time.perf_counter() - start)
+    steps = Steps(type(model).__name__, program, time.perf_counter() - start, trace)
     steps.add(recognition(rules)(program))
     return steps
 

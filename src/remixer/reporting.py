@@ -14,6 +14,7 @@ from remixer.rewrite.growth import Growth, Order
 from remixer.rewrite.match import Miss, module_path, source_line
 from remixer.rewrite.program import Program
 from remixer.rewrite.sizes import in_letters, letters_of
+from remixer.viewing.trace import Trace
 
 
 class Steps:
@@ -23,10 +24,14 @@ class Steps:
         model: class name of the model.
         program: as captured.
         seconds: what the capture took.
+        trace: is told of the graph after every pass.
     """
 
-    def __init__(self, model: str, program: Program, seconds: float) -> None:
+    def __init__(self, model: str, program: Program, seconds: float, trace: Trace | None = None) -> None:
         self.model = model
+        self.trace = trace
+        if trace is not None:
+            trace.start(program, seconds=seconds)
         self.program = program
         self.captured = program
         count = len(program.graph.nodes)
@@ -46,10 +51,12 @@ class Steps:
         self.sites = {name: self.sites[name] for name in order}
         nodes, steps = result.nodes, len(result.rewrites)
         if steps:
+            self._trace(result)
             self.timings.append(PassReport("SplitHeads", result.seconds, nodes, steps))
 
     def add(self, result: Result) -> None:
         """Take over what a pipeline did."""
+        self._trace(result)
         for step in result.steps:
             name = step.name.split("(")[0]
             self.timings.append(PassReport(name, step.seconds, step.nodes, len(step.rewrites)))
@@ -58,6 +65,10 @@ class Steps:
         for site in sites_of(result.program):
             if isinstance(site.mixer, Softmax) and site.name not in self.sites:
                 self.sites[site.name] = (site.record, site.mixer)
+
+    def _trace(self, result: Result) -> None:
+        if self.trace is not None:
+            self.trace.add(result)
 
 
 def missed_sites(steps: Steps) -> dict[str, Miss]:

@@ -44,7 +44,7 @@ def view(
         example = inputs_for(found, inputs, batch, length)
         shown = found.model
         if mixer:
-            shown, example = rewritten(found, mapping_of(mixer), example), None
+            shown, example = rewritten(found, mapping_of(mixer), example, trace=True), None
     with doing("drawing"):
         remixer.view(shown, html, inputs=example)
     return Answer(Text(f"wrote {html}"), {"out": html, "bytes": html.stat().st_size})

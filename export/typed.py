@@ -122,7 +122,7 @@ def _dtypes() -> dict[str, torch.dtype]:
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
 
@@ -165,7 +165,7 @@ def _one_of(options: tuple[Any, ...], found: Any, where: str) -> Any:
     raise TypedError(told[0])
 
 
-def _dataclass(kind: type, found: Any, where: str) -> Any:
+def _dataclass(kind: Any, found: Any, where: str) -> Any:
     found = dict(_mapping(found, where))
     if issubclass(kind, MixerConfig):
         name = found.pop("mixer", None)

@@ -114,7 +114,7 @@ class Folder:
             if not isinstance(told, dict) or told.get("format") != FORMAT:
                 found = told.get("format") if isinstance(told, dict) else None
                 raise TypedError(f"it is of format {found!r:.40}, this remixer reads {FORMAT}")
-            files = typed(dict[Part, FileRecord], told.get("files"), "files")  # type: ignore[type-var]
+            files = typed(dict[Part, FileRecord], told.get("files"), "files")
             for part, file in files.items():
                 if not _OURS.fullmatch(file.name) or not file.name.startswith(f"{part}."):
                     raise TypedError(f"files.{part}: no artifact has a file {file.name!r:.80}")

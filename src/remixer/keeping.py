@@ -117,11 +117,11 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     """
     found = Folder.of(Path(folder))
     with reading(found.path / MANIFEST):
-        if reason := too_new(typed(dict[str, str], found.told.get("versions"), "versions")):  # type: ignore[type-var]
+        if reason := too_new(typed(dict[str, str], found.told.get("versions"), "versions")):
             raise TypedError(reason)
         _check_mixers(found.told)
         report = typed(Report, found.told.get("report"), "report")
-        transfers = typed(tuple[TransferReport, ...], found.told.get("transfers"), "transfers")  # type: ignore[type-var]
+        transfers = typed(tuple[TransferReport, ...], found.told.get("transfers"), "transfers")
         extend = typed(ExtendPositions | None, found.told.get("extend"), "extend")  # type: ignore[arg-type]
     inputs = _tensors(found, "example")
     remixed = _program(found, "graph", _tensors(found, "weights"), inputs).graph_module
@@ -203,7 +203,7 @@ def _packages(program: Program) -> dict[str, str]:
 
 def _check_mixers(told: Mapping[str, Any]) -> None:
     """Whether all mixers are installed; if not, what to do."""
-    configs = typed(dict[str, Any], told.get("mixers"), "mixers")  # type: ignore[type-var]
+    configs = typed(dict[str, Any], told.get("mixers"), "mixers")
     for path, config in configs.items():
         name = config.get("mixer") if isinstance(config, dict) else None
         try:

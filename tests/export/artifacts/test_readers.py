@@ -227,14 +227,14 @@ def test_as_it_was_written_it_is_read(readers, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@tried(8)
+@tried(4)
 @given(data=st.binary(max_size=300))
 def test_random_bytes(readers, name, data):
     _any_bytes(readers, name, data)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@tried(15)
+@tried(9)
 @given(seed=st.integers(0, 2**32))
 def test_changed_files(readers, name, seed):
     _any_change(readers, name, seed)

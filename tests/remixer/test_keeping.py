@@ -3,6 +3,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +15,7 @@ from remixer import ArtifactError, Distributed, LongShort, Plan, Toeplitz
 from remixer.distillation.errors import TransferError
 from remixer.export import partition, to_onnx
 from remixer.export.artifacts.outputs import Outputs
+from remixer.mixers import Mixer, MixerConfig, Softmax, registry
 from remixer.planning.plan import FrontPoint, SitePlan
 from remixer.rewrite.program import expression
 from remixer.testing import assert_order
@@ -200,6 +202,49 @@ def test_a_loaded_model_is_partitioned(reader, tmp_path):
     part.save(tmp_path / "parts")
 
 
+@dataclass(frozen=True)
+class Scaled(MixerConfig):
+    """Of a mixer of somebody else."""
+
+    name = "scaled"
+    factors: tuple[float, ...] = (1.0,)
+
+
+class ScaledMixer(Mixer):
+    """The attention times a factor; its constructor needs numbers, which tensors without memory don't have."""
+
+    Config = Scaled
+    order = "n^2"
+
+    def __init__(self, spec, config):
+        super().__init__(spec, config)
+        self.alone = Softmax(spec)
+        self.gain = nn.Parameter(torch.tensor(config.factors).prod())
+        self.start = float(self.gain)
+
+    @classmethod
+    def supports(cls, spec, config):
+        return None
+
+    def forward(self, query=None, key=None, value=None, **others):
+        return self.gain * self.alone(query, key, value, **others)
+
+    reference = forward
+
+
+def test_a_mixer_of_somebody_else(reader, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(registry._MIXERS, "scaled", ScaledMixer)
+        model = remixer.remix(reader, Scaled((2.0, 0.25)), batch())
+        twin = kept(model, tmp_path / "a")
+        assert [each.start for each in twin.modules() if isinstance(each, ScaledMixer)] == [0.5, 0.5]
+        assert_alike(twin, model, batch(15))
+    with pytest.raises(
+        ArtifactError, match=r"layers\.0\.mixer is a mixer that is not installed here: no mixer named 'sca"
+    ):
+        remixer.load(tmp_path / "a")
+
+
 class Pair(NamedTuple):
     """What a model may give."""
 
@@ -214,7 +259,8 @@ class Paired(nn.Module):
 
     def forward(self, ids, attention_mask):
         found = self.reader(ids, attention_mask)
-        return Pair(found["logits"], found["states"]), [found["states"].mean()]
+        constant = torch.tensor([0.5, 2.0])  # lifted out of the graph, to a buffer that isn't saved
+        return Pair(found["logits"], found["states"]), [(found["states"][..., :2] * constant).mean()]
 
 
 def test_outputs_of_other_shapes(reader, tmp_path):

@@ -26,6 +26,7 @@ from remixer.export.partitions.pipeline import Pipeline
 from remixer.export.partitions.places import everyone_on, place_on, problem_of
 from remixer.export.partitions.plan import STAGES, PartitionPlan
 from remixer.export.partitions.stored import read_graph
+from remixer.export.typed import TypedError
 from remixer.export.versions import versions
 from remixer.rewrite.devices import move_constants
 
@@ -77,7 +78,7 @@ def load_partition(
         }
         problem = _problem(plan, mine) or problem_of(mesh, plan.mesh) or _changed(plan, folder, stage)
         module = fx.GraphModule({}, fx.Graph()) if problem else _loaded(folder, plan.files(stage), device)
-    except (PartitionError, ArtifactError, OSError) as error:
+    except (PartitionError, ArtifactError, TypedError, OSError) as error:
         mine, problem = {}, str(error)
     agree(everyone, {"problem": problem} if problem else mine, f"load {folder}")
     place = place_on(plan.mesh, mesh, everyone, timeout)
@@ -98,7 +99,7 @@ def _problem(plan: PartitionPlan, mine: dict[str, Any]) -> str:
 def _changed(plan: PartitionPlan, folder: Path, stage: int) -> str:
     """Which of the files that this process reads is not the plan's, or ""."""
     for file in plan.files(stage):
-        if digest(folder / file) != plan.fingerprint.get(file):
+        if not (folder / file).is_file() or digest(folder / file) != plan.fingerprint[file]:
             return f"{file} is not the one that was written with the plan"
     return ""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from remixer.export.artifacts.tensors import write_tensors
 from remixer.export.errors import PartitionError
 from remixer.export.files import digest, publish
 from remixer.export.partitions.graphs import exported_stage, exported_whole
-from remixer.export.partitions.plan import MESH_DIM, PLAN, STAGES, PartitionPlan, Strategy
+from remixer.export.partitions.plan import MESH_DIM, OURS, PLAN, STAGES, PartitionPlan, Strategy
 from remixer.export.partitions.staging import staged
 from remixer.export.partitions.stored import write_graph
 from remixer.export.typed import TypedError
@@ -54,7 +53,9 @@ class Partition:
         return self.program.graph_module
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the graphs, the weights and the plan; `load_partition` reads them. Files are whole or not there.
+        """Write the graphs, the weights and the plan; `load_partition` reads them.
+
+        A save that is cut off leaves what was in the folder before: the plan, which names the files, comes last.
 
         Args:
             folder: made if it doesn't exist; files of an earlier partition are replaced.
@@ -68,20 +69,24 @@ class Partition:
             raise ValueError(f"there is no folder {folder.parent} to make {folder.name} in")
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
             draft = Path(name)
+            prints: dict[str, str] = {}
             for stage in range(max(1, len(self.stages))):
-                graph, weights = self.plan.files(stage)
+                graph, weights = self.plan.kinds(stage)
                 try:
                     write_tensors(draft / weights, write_graph(self.exported(stage), draft / graph))
                 except TypedError as error:
                     raise PartitionError(f"can't save this partition: {error}") from error
-            written = sorted(file.name for file in draft.iterdir())
-            plan = replace(self.plan, fingerprint={file: digest(draft / file) for file in written})
-            plan.write(draft / PLAN)
+                for file in (graph, weights):
+                    found = digest(draft / file)
+                    start, end = file.split(".")
+                    named = f"{start}.{found[:12]}.{end}"  # of its content: it replaces none of an earlier partition
+                    (draft / file).rename(draft / named)
+                    prints[named] = found
+            replace(self.plan, fingerprint=prints).write(draft / PLAN)
             folder.mkdir(exist_ok=True)
             publish(draft, folder, last=PLAN)
         for file in folder.iterdir():
-            ours = re.fullmatch(r"(graph|stage\d+)\.(json|pt2)|(weights|stage\d+)\.safetensors", file.name)
-            if ours and file.name not in plan.fingerprint:
+            if OURS.fullmatch(file.name) and file.name not in prints:
                 file.unlink()  # of an earlier partition
 
     def exported(self, stage: int = 0) -> ExportedProgram:

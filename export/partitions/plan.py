@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from remixer.export.typed import TypedError, dtype_of, parsed, read_text, typed
 Strategy = Literal["sequence", "replicated", "stages"]
 FORMAT = 3
 STAGES, MESH_DIM = "stages", "sequence"
-GRAPH, WEIGHTS, PLAN = "graph.json", "weights.safetensors", "plan.json"
+PLAN = "plan.json"
+OURS = re.compile(r"((graph|stage\d{1,6})\.[0-9a-f]{12}\.json)|((weights|stage\d{1,6})\.[0-9a-f]{12}\.safetensors)")
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,30 @@ class PartitionPlan:
             raise TypedError(f"a mesh of {self.mesh} is none of {self.ranks} processes")
         if not set(self.mesh) <= {STAGES, MESH_DIM} or len(self.stages) not in (0, self.mesh.get(STAGES, 0)):
             raise TypedError(f"a mesh of {self.mesh} doesn't fit {len(self.stages)} stages")
+        if not {"remixer", "torch"} <= self.versions.keys():
+            raise TypedError("it doesn't say which remixer and torch wrote it")
+        for stage in range(max(1, len(self.stages))):
+            self.files(stage)
 
     def files(self, stage: int) -> tuple[str, str]:
-        """Names of the files with the graph and the weights of a stage."""
-        return (f"stage{stage}.json", f"stage{stage}.safetensors") if self.stages else (GRAPH, WEIGHTS)
+        """Names of the files with the graph and the weights of a stage: they tell their content.
+
+        Raises:
+            TypedError: the plan has none of them.
+        """
+        graph, weights = (self._named(*kind.split(".")) for kind in self.kinds(stage))
+        return graph, weights
+
+    def kinds(self, stage: int) -> tuple[str, str]:
+        """These names without what tells the content."""
+        return (
+            (f"stage{stage}.json", f"stage{stage}.safetensors")
+            if self.stages
+            else ("graph.json", "weights.safetensors")
+        )
+
+    def _named(self, start: str, end: str) -> str:
+        for name in self.fingerprint:
+            if OURS.fullmatch(name) and name.startswith(f"{start}.") and name.endswith(f".{end}"):
+                return name
+        raise TypedError(f"it names no file {start}.*.{end}")

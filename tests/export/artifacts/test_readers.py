@@ -99,12 +99,14 @@ def _readers(root):
     yield "partition", _file(folder / "plan.json", lambda file: PartitionPlan.read(file.parent), PartitionError)
     stage = copied(folder, root / "stage" / "a")
 
+    graph, weights = next(stage.glob("graph.*.json")), next(stage.glob("weights.*.safetensors"))
+
     def read_stage(file):
         with reading(file):
-            read_graph(stage / "graph.json", read_tensors(stage / "weights.safetensors"))
+            read_graph(graph, read_tensors(weights))
 
-    for name in ("graph.json", "weights.safetensors"):
-        yield f"partition's {name}", _file(stage / name, read_stage, ArtifactError)
+    for name, file in (("graph", graph), ("weights", weights)):
+        yield f"partition's {name}", _file(file, read_stage, ArtifactError)
 
     folder = root / "decoder" / "a"
     folder.mkdir(parents=True)

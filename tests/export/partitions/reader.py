@@ -107,9 +107,10 @@ def stage_faults(folder, other, how):
         if how == "weights" and rank == 1:
             shutil.copytree(folder, other / "bad")
             folder = other / "bad"
-            data = bytearray((folder / "stage1.safetensors").read_bytes())
+            file = next(folder.glob("stage1.*.safetensors"))
+            data = bytearray(file.read_bytes())
             data[-1] ^= 1
-            (folder / "stage1.safetensors").write_bytes(data)
+            file.write_bytes(data)
         number = {"microbatches": 2, "number": 1 + rank}.get(how)
         model = load_partition(folder, microbatches=number)
         model(**inputs(12 + (rank if how == "shapes" else 0), 3))

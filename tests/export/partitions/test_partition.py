@@ -62,14 +62,14 @@ def test_averaged_gradients_are_those_of_one_process(small, parts, processes, sc
 
 def test_what_is_written(parts):
     folder = parts("ring")
-    assert sorted(file.name for file in folder.iterdir()) == ["graph.json", "plan.json", "weights.safetensors"]
+    assert [file.name.split(".")[0] for file in sorted(folder.iterdir())] == ["graph", "plan", "weights"]
     plan = json.loads((folder / "plan.json").read_text())
     assert (plan["ranks"], plan["strategy"], plan["scheme"], plan["layout"]) == (4, "sequence", "ring", "zigzag")
     assert plan["mesh"] == {"sequence": 4}
     assert plan["gathered"] == []
     assert plan["error"] < 1e-5
-    weights = (folder / "weights.safetensors").stat().st_size
-    assert (folder / "graph.json").stat().st_size < weights + 100_000  # the weights are written once
+    weights = next(folder.glob("weights.*.safetensors")).stat().st_size
+    assert next(folder.glob("graph.*.json")).stat().st_size < weights + 100_000  # the weights are written once
 
 
 def test_auto_says_why(small):
@@ -93,7 +93,7 @@ def test_another_number_of_processes_is_an_error_on_all(parts, processes):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("weights", "process 2 says: weights.safetensors is not the one that was written with the plan"),
+        ("weights", r"process 2 says: weights\.\w+\.safetensors is not the one that was written with the plan"),
         ("gone", "process 2 says: .* holds no partitioned model"),
         ("versions", "process 2 says: the graph was written by torch 1.0"),
         ("format", "process 2 says: .*plan.json is of format 99"),
@@ -105,9 +105,10 @@ def test_a_process_that_differs_is_named_on_all(parts, processes, tmp_path, chan
     shutil.copytree(good, bad)
     plan = json.loads((bad / "plan.json").read_text())
     if change == "weights":
-        data = bytearray((bad / "weights.safetensors").read_bytes())
+        file = next(bad.glob("weights.*.safetensors"))
+        data = bytearray(file.read_bytes())
         data[-1] ^= 1
-        (bad / "weights.safetensors").write_bytes(data)
+        file.write_bytes(data)
     elif change == "gone":
         (bad / "plan.json").unlink()
     else:

@@ -99,10 +99,8 @@ def test_inputs_get_gradients_too(processes, tmp_path):
 
 def test_what_is_written(small, parts, tmp_path):
     folder, _ = parts("ring")
-    assert sorted(file.name for file in folder.iterdir()) == [
-        "plan.json",
-        *(f"stage{stage}.{kind}" for stage in (0, 1) for kind in ("json", "safetensors")),
-    ]
+    names = sorted(re.sub(r"\.\w{12}\.", ".", file.name) for file in folder.iterdir())
+    assert names == ["plan.json", *(f"stage{stage}.{kind}" for stage in (0, 1) for kind in ("json", "safetensors"))]
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["mesh"] == {"stages": 2, "sequence": 2}
     assert plan["error"] <= 1e-10
@@ -129,7 +127,7 @@ def test_what_can_not_be_split_is_refused(small):
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("weights", "process 1 says: stage1.safetensors is not the one that was written with the plan"),
+        ("weights", r"process 1 says: stage1\.\w+\.safetensors is not the one that was written with the plan"),
         ("processes", "for 4 processes, these are 2"),
         ("microbatches", "cannot cut a batch of 3 rows into microbatches=2 of equal size"),
         ("number", "process 1 has another number of microbatches than process 0: 2 and 1"),

@@ -20,6 +20,7 @@ OPEN_ALL = """async key => {
   const box = () => document.querySelector(`[data-side=right] [data-key="${key}"]`);
   const press = shiftKey => box().dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", shiftKey }));
   if (!box().querySelector(".stack")) press(false);
+  await drawn();
   const start = performance.now();
   press(true);
   await drawn();

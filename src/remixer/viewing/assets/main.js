@@ -27,7 +27,7 @@ function describe(pane, graph) {
     { type: "button", class: `link ${most.node.steep ? "steep" : ""}`, title: "The largest value at this length, weights aside", click: () => viewer.select({ kind: "node", name: most.node.name }) },
     `${most.node.value.shape} ${viewer.bytesText(most.bytes)}`,
   );
-  pane.facts.append(" · largest ", link);
+  pane.facts.append("· largest", link);
 }
 
 // How the items of a pane look: their classes, chips and words.

@@ -46,6 +46,11 @@ class Miss:
     site: str = ""
     anchor: fx.Node | None = None
 
+    @property
+    def place(self) -> str:
+        """The site, or else the module path of where it stopped; "" if neither is known."""
+        return self.site or (module_path(self.node) if self.node is not None else "")
+
     def __str__(self) -> str:
         if self.node is None:
             return self.reason

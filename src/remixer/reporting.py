@@ -11,7 +11,7 @@ from remixer.passes.prove_growth import growth
 from remixer.passes.sites import SiteRecord, sites_of
 from remixer.report import PassReport, Report, SiteReport, Status
 from remixer.rewrite.growth import Growth, Order
-from remixer.rewrite.match import Miss, module_path, source_line
+from remixer.rewrite.match import Miss, source_line
 from remixer.rewrite.program import Program
 from remixer.rewrite.sizes import in_letters, letters_of
 from remixer.viewing.trace import Trace
@@ -75,7 +75,7 @@ def missed_sites(steps: Steps) -> dict[str, Miss]:
     """Attentions that were not understood: their names, and the first that was said of each."""
     missed: dict[str, Miss] = {}
     for miss in steps.misses:
-        name = miss.site or (module_path(miss.node) if miss.node is not None else "") or "attention"
+        name = miss.place or "attention"
         if miss.rule not in ("ClassifyMasks", "Substitute") and name not in steps.sites:
             missed.setdefault(name, miss)
     return missed

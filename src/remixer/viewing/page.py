@@ -15,6 +15,7 @@ SCRIPTS = (
     "words.js",
     "changes.js",
     "tree.js",
+    "solve.js",
     "layout.js",
     "drawing.js",
     "pane.js",

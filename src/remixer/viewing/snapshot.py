@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from remixer.mixers import Mixer
-from remixer.passes.prove_growth import growth
+from remixer.passes.prove_growth import growth, length_symbols
 from remixer.rewrite.growth import NodeGrowth, Order
 from remixer.rewrite.inputs import tensors_in
 from remixer.rewrite.match import module_path, source_line
@@ -85,7 +85,8 @@ class NodeView:
 def views_of(program: Program) -> list[NodeView]:
     """Every node of a program."""
     letters = letters_of(program)
-    grown = {node.node: node for node in growth(program).nodes}
+    # Without a length nothing grows, whatever a mixer's work would.
+    grown = {node.node: node for node in growth(program).nodes} if length_symbols(program) else {}
     return [_view(node, program.graph_module, letters, grown.get(node.name)) for node in program.graph.nodes]
 
 

@@ -16,7 +16,7 @@ from remixer.viewing.snapshot import NodeView, module_classes, views_of
 
 @dataclass(frozen=True)
 class MissView:
-    """Why a pass left something as it was: the sentence, the node, the rule and the attention."""
+    """Why a pass left something as it was: the sentence, the node that it is known by, the rule and the attention."""
 
     reason: str
     node: str
@@ -90,9 +90,9 @@ class Trace:
 
 def _seen(misses: Iterable[Miss], program: Program) -> tuple[MissView, ...]:
     letters = letters_of(program)
-    return tuple(
-        MissView(
-            in_letters(miss.reason, letters), miss.node.name if miss.node is not None else "", miss.rule, miss.site
-        )
-        for miss in misses
-    )
+    seen = []
+    for miss in misses:
+        node = miss.anchor or miss.node
+        name = node.name if node is not None else ""
+        seen.append(MissView(in_letters(miss.reason, letters), name, miss.rule, miss.place or "attention"))
+    return tuple(seen)

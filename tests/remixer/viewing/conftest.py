@@ -92,7 +92,7 @@ def browser():
 @pytest.fixture
 def opened(browser):
     """Opens a page by its path; in the end nothing may have been asked of the network or said in the console."""
-    context = browser.new_context(viewport={"width": 1500, "height": 900}, offline=True)
+    context = browser.new_context(viewport={"width": 1500, "height": 900}, offline=True, reduced_motion="reduce")
     said, asked = [], []
 
     def go(path):

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from viewing_pages import EVIL, Evil, deep_page
+from viewing_pages import EVIL, Evil, Odd, deep_page
 
 import remixer
 
@@ -20,6 +20,7 @@ OPEN_ALL = """async key => {
   const box = () => document.querySelector(`[data-side=right] [data-key="${key}"]`);
   const press = shiftKey => box().dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", shiftKey }));
   if (!box().querySelector(".stack")) press(false);
+  await drawn();
   const start = performance.now();
   press(true);
   await drawn();
@@ -153,6 +154,13 @@ def test_a_lone_graph_has_no_slider(opened, small, x, tmp_path):
     assert "toeplitz" in tab.locator("#panel").inner_text()
 
 
+def test_an_attention_that_was_not_understood_tells_why_and_where(opened, x, tmp_path):
+    tab = opened(remixer.view(Odd(), tmp_path / "odd.html", x))
+    tab.locator(".sites .missed").click()
+    assert "is in no product with values" in tab.locator("#panel").inner_text()
+    assert tab.locator("[data-side=right] .selected").get_attribute("data-key") == "node softmax"
+
+
 def test_names_are_shown_as_they_are(opened, tmp_path):
     tab = opened(remixer.view(Evil(), tmp_path / "evil.html", torch.zeros(2, 4)))
     assert tab.locator("#model").inner_text() == Evil.__name__
@@ -167,13 +175,14 @@ def test_thousands_of_nodes_do_not_stutter(opened, tmp_path, record_property):
     for words in ("l7_2", "l23_70", "model.layers.29.mlp"):
         tab.fill("#search", words)
         took[words] = milliseconds(tab, "#results li button")
+    assert tab.locator("[data-side=left] [data-key='module model.layers.29.mlp']").count() == 1
     took["all layers"] = tab.evaluate(OPEN_ALL, "module model.layers")
+    assert 5 < tab.locator("[data-side=right] [data-key]").count() < 1000  # what is in view, of 2,433 boxes
     took["a pass"] = milliseconds(tab, "#steps button")
     took["a drag"] = tab.evaluate(DRAG)
     record_property("milliseconds", took)
     print(took)
     assert max(took.values()) < 5000
-    assert tab.locator("[data-side=left] [data-key='module model.layers.29.mlp']").count() == 1
 
 
 @pytest.mark.slow

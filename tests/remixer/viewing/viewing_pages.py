@@ -15,6 +15,14 @@ from remixer.viewing.tracing import Story
 HIDDEN = Value("(B, T, 64)", "float32", Elements("64*B*T", ("*", 64, "B", "T")), 4, "n")
 
 
+class Odd(nn.Module):
+    """Nearly an attention."""
+
+    def forward(self, x):
+        scores = x @ x.transpose(-2, -1)
+        return (scores.softmax(-1) * scores.sigmoid()) @ x
+
+
 EVIL = "a</script><script>alert(1)</script><!--{{payload}}"
 
 

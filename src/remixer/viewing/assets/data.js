@@ -14,7 +14,8 @@ viewer.data = (() => {
     return { id, name, op, label, target, args, inputs, ...known, site, rule, replaces, work, steep };
   });
   const sites = data.report ? data.report.sites : [];
-  return { ...data, values, nodes, sites };
+  const classes = new Map(Object.entries(data.classes)); // names of modules may be those of an object's own methods
+  return { ...data, values, nodes, sites, classes };
 })();
 
 // A stage's graph, put together when it is first looked at.
@@ -41,7 +42,8 @@ class Graph {
       }
   }
 
-  // The node of an attention: its own, or the one that gave its output before it was understood.
+  // The node of an attention: its own, or the one that gave its output before it was understood, or where
+  // understanding it ended.
   anchor(site) {
     return this.nodes.find(node => node.site === site) || this.named.get(replacedBy(site)) || null;
   }
@@ -54,7 +56,10 @@ function folded(node) {
 
 function replacedBy(site) {
   const known = viewer.data.nodes.find(node => node.site === site && node.replaces);
-  return known ? known.replaces : "";
+  if (known) return known.replaces;
+  const misses = viewer.data.stages.flatMap(stage => stage.misses);
+  const miss = misses.find(one => one.site === site && one.node);
+  return miss ? miss.node : "";
 }
 
 // The module that an attention is in: its name, without the number behind a second one there.

@@ -87,7 +87,7 @@ class Drawing {
   opened(place) {
     const { box, x, y, w, h, depth } = place;
     const group = box.item;
-    const kind = viewer.data.classes[group.path];
+    const kind = viewer.data.classes.get(group.path);
     const title = viewer.titleOf(group);
     return this.framed(place, `group open ${depth % 2 ? "odd" : "even"}`, [
       viewer.draw("rect", { class: "frame", x, y, width: w, height: h, rx: 8 }),
@@ -161,9 +161,9 @@ function tagsOf(box, x, y) {
   });
 }
 
-// Small marks on the upper border, from the right.
+// Small marks on the upper border, from the right; on the lower one where tags stand above.
 function chipsOf(place, chips) {
-  const top = place.y + (place.box.tags.length ? 16 : 0);
+  const top = place.y + (place.box.tags.length ? place.h : 0);
   let right = place.x + place.w - 6;
   return chips.flatMap(({ text, look }) => {
     const width = viewer.widthOf(text, SMALL) + 10;

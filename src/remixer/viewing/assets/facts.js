@@ -3,7 +3,7 @@
 const { make } = viewer;
 
 viewer.facts = rows =>
-  make("dl", {}, ...rows.filter(row => row && row[1] !== null && row[1] !== "").flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+  make("dl", {}, ...rows.filter(row => row && row[1] !== null && row[1] !== false && row[1] !== "").flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
 
 viewer.part = (title, ...children) => {
   const kept = children.flat().filter(Boolean);
@@ -49,7 +49,8 @@ viewer.sourceLines = nodes => {
     if (!files.has(file)) files.set(file, new Map());
     files.get(file).set(Number(node.place.slice(cut + 1)), node.code);
   }
-  return [...files].map(([file, lines]) => {
+  const most = [...files].sort(([, one], [, other]) => other.size - one.size);
+  return most.map(([file, lines]) => {
     const rows = [...lines].sort(([one], [other]) => one - other);
     const listing = rows.flatMap(([line, code]) => [make("span", { class: "line" }, String(line)), make("code", {}, code || " ")]);
     return make("figure", { class: "source" }, make("figcaption", {}, file), make("div", { class: "lines" }, ...listing));

@@ -1,5 +1,5 @@
 "use strict";
-// Where everything stands. Each open module is laid out by dagre on its own, its inside first; what is closed costs
+// Where everything stands. Each open module is laid out on its own, its inside first; what is closed costs
 // nothing. An edge that crosses the border of an open module goes on inside from a port at the border.
 const TITLE = 28; // height of an open module's title
 const PAD = 14;
@@ -22,9 +22,7 @@ function arranged(tree, group, open) {
   const boxes = group.children.map(item => boxOf(tree, item, open));
   const { edges, tags } = flows(tree, group);
   for (const box of boxes) widen(box, tags.get(viewer.keyOf(box.item)));
-  const graph = asked(boxes, edges);
-  dagre.layout(graph);
-  return placed(graph, boxes, edges);
+  return placed(viewer.solve(boxes, edges), boxes, edges);
 }
 
 function boxOf(tree, item, open) {
@@ -97,37 +95,15 @@ function shortened(text) {
   return text.length > 24 ? `${text.slice(0, 23)}…` : text;
 }
 
-function asked(boxes, edges) {
-  const graph = new dagre.graphlib.Graph();
-  graph.setGraph({ rankdir: "TB", nodesep: 22, ranksep: 30, edgesep: 10 });
-  for (const box of boxes) graph.setNode(viewer.keyOf(box.item), { width: box.w, height: box.h });
-  for (const { from, to } of edges) {
-    if (from.startsWith("in ")) port(graph, from, "top", from);
-    if (to.startsWith("out ")) port(graph, to, to, "bottom");
-    graph.setEdge(from, to, { weight: 1, minlen: 1 });
-  }
-  return graph;
-}
-
-// Ports are kept at the borders by heavy edges to one unseen node above, or below, all.
-function port(graph, key, from, to) {
-  if (graph.hasNode(key)) return;
-  graph.setNode(key, { width: 10, height: 1 });
-  for (const end of [from, to]) if (!graph.hasNode(end)) graph.setNode(end, { width: 1, height: 1 });
-  graph.setEdge(from, to, { weight: 20, minlen: 1 });
-}
-
-function placed(graph, boxes, edges) {
-  const at = key => graph.node(key);
-  const ports = new Map();
-  for (const key of graph.nodes()) if (/^(in|out) /.test(key)) ports.set(key, at(key).x);
+function placed(solution, boxes, edges) {
+  const ports = new Map(solution.ports.map(key => [key, solution.middleOf(key).x]));
   for (const box of boxes) {
-    const { x, y } = at(viewer.keyOf(box.item));
+    const { x, y } = solution.middleOf(viewer.keyOf(box.item));
     Object.assign(box, { x: x - box.w / 2, y: y - box.h / 2 });
   }
   const byKey = new Map(boxes.map(box => [viewer.keyOf(box.item), box]));
   const left = Math.min(0, ...boxes.map(box => box.x));
-  const lines = edges.map(edge => ({ ...edge, points: graph.edge(edge.from, edge.to).points.map(point => ({ ...point })) }));
+  const lines = edges.map((edge, index) => ({ ...edge, points: solution.lines[index] }));
   const all = [...boxes.flatMap(box => [box.y, box.y + box.h]), ...lines.flatMap(line => line.points.map(point => point.y))];
   const top = all.length ? Math.min(...all) : 0;
   const bottom = all.length ? Math.max(...all) : 0;

@@ -27,7 +27,7 @@ function describe(pane, graph) {
     { type: "button", class: `link ${most.node.steep ? "steep" : ""}`, title: "The largest value at this length, weights aside", click: () => viewer.select({ kind: "node", name: most.node.name }) },
     `${most.node.value.shape} ${viewer.bytesText(most.bytes)}`,
   );
-  pane.facts.append(" · largest ", link);
+  pane.facts.append("· largest", link);
 }
 
 // How the items of a pane look: their classes, chips and words.
@@ -125,7 +125,7 @@ function reveal(tree, itself) {
 }
 
 // Something in a pane was clicked.
-function picked(item, what, pane) {
+function picked(item, what) {
   if (!item) return viewer.select(null);
   const { open } = viewer.state;
   const group = item instanceof viewer.Group;
@@ -139,7 +139,7 @@ function picked(item, what, pane) {
   }
   holding(viewer.keyOf(item), refresh);
   after();
-  for (const other of panes) if (other !== pane && !other.inView(viewer.keyOf(item))) other.centre(viewer.keyOf(item));
+  for (const one of panes) if (!one.inView(viewer.keyOf(item))) one.centre(viewer.keyOf(item), one.view.k);
   return undefined;
 }
 

@@ -17,7 +17,7 @@ class Pane {
       viewer.make("header", {}, this.title, this.facts, this.buttons()),
       this.svg,
     );
-    this.drawing = new viewer.Drawing(this.world, (item, what) => picked(item, what, this));
+    this.drawing = new viewer.Drawing(this.world, picked);
     this.cull = viewer.soon(() => this.drawing.cull(this.window()));
     this.listen(picked);
     new ResizeObserver(() => this.cull()).observe(this.svg);
@@ -119,9 +119,8 @@ class Pane {
     const place = this.place(key);
     if (!place) return true;
     const view = this.window();
-    const x = place.x + place.w / 2;
-    const y = place.y + Math.min(place.h / 2, 20);
-    return x > view.x && x < view.x + view.w && y > view.y && y < view.y + view.h;
+    const y = place.y + Math.min(place.h / 2, 20); // where its title is
+    return place.x + place.w > view.x && place.x < view.x + view.w && y > view.y && y < view.y + view.h;
   }
 
   zoom(by, at) {
@@ -182,11 +181,11 @@ class Pane {
 
   click(event, picked) {
     const element = event.target.closest("[data-key]");
-    if (!element) return picked(null, "select", this);
+    if (!element) return picked(null, "select");
     const { box } = this.place(element.dataset.key);
     const closed = box.item instanceof viewer.Group && !box.inner;
     const toggled = closed || event.target.closest(".chevron");
-    return picked(box.item, toggled ? (event.shiftKey ? "toggle all" : "toggle") : "select", this);
+    return picked(box.item, toggled ? (event.shiftKey ? "toggle all" : "toggle") : "select");
   }
 }
 

@@ -27,11 +27,11 @@ function ofSite({ name }) {
     head("attention", site.name, viewer.chip(site.status, site.status), viewer.chip(site.kind)),
     viewer.part("Why", site.reason && make("p", {}, site.reason)),
     viewer.part("What it computes", site.spec ? make("p", { class: "words" }, site.spec.words) : make("p", {}, "Not understood."), specFacts(site.spec)),
-    viewer.part("Rule", viewer.facts([[site.status === "missed" ? "came nearest" : "matched", make("code", {}, site.rule)], ["at", make("code", {}, site.source)]])),
+    viewer.part("Rule", viewer.facts([[site.status === "missed" ? "came nearest" : "matched", site.rule && make("code", {}, site.rule)], ["at", site.source && make("code", {}, site.source)]])),
     viewer.part("Proof", site.spec && proofOf(site)),
     viewer.part("Mixer", mixerOf(site)),
     viewer.part("Parameters", parametersOf(site)),
-    viewer.part("In the graph", viewer.facts([["module", viewer.moduleLink(viewer.siteModule(site))], ...anchorsOf(site, before, after)])),
+    viewer.part("In the graph", viewer.facts(anchorsOf(site, before, after))),
     viewer.part("Source", ...viewer.sourceLines(inside)),
   ];
 }
@@ -58,7 +58,7 @@ function written(value) {
 function proofOf(site) {
   if (site.error === null) return make("p", {}, "Not proven.");
   const error = site.error ? site.error.toExponential(1) : "0";
-  return make("p", {}, "Ran beside the graph it was read from, on random inputs of two shapes: largest error ", make("b", {}, error), ".");
+  return make("p", {}, "Ran beside the graph it was read from, on random inputs of several sizes: largest error ", make("b", {}, error), ".");
 }
 
 function mixerOf(site) {
@@ -80,7 +80,9 @@ function anchorsOf(site, before, after) {
     const node = graph.anchor(site.name);
     return node && viewer.nodeLink(node.name);
   };
-  return [["node before", there(before)], ["node after", there(after)]];
+  const path = viewer.siteModule(site);
+  const held = [before, after].some(graph => viewer.tree(graph).byPath.has(path));
+  return [["module", held && viewer.moduleLink(path)], ["node before", there(before)], ["node after", there(after)]];
 }
 
 function ofModule({ path }) {
@@ -91,7 +93,7 @@ function ofModule({ path }) {
   const changes = viewer.changes(viewer.left(), viewer.right());
   const count = (side, look) => nodes[side === "left" ? 0 : 1].filter(node => changes[side].get(node.name) === look).length;
   return [
-    head("module", path || viewer.data.model, viewer.chip(viewer.data.classes[path] || "")),
+    head("module", path || viewer.data.model, viewer.chip(viewer.data.classes.get(path) || "")),
     site && viewer.part("Attention", siteLink(site)),
     viewer.part("Operators", viewer.facts([
       ["before", String(nodes[0].length)],

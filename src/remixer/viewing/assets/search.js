@@ -27,7 +27,7 @@ function matches(words) {
   };
   for (const graph of graphs)
     for (const group of new Set(viewer.tree(graph).byPath.values())) {
-      const kind = viewer.data.classes[group.path] || "";
+      const kind = viewer.data.classes.get(group.path) || "";
       if (group.path && fits(group.path, kind))
         enter(group.key, { title: group.path, below: kind || "module", target: { kind: "module", path: group.path } });
     }

@@ -8,7 +8,7 @@ viewer.titleOf = group => {
 // The two lines of a closed box.
 viewer.wordsOf = item => {
   if (item instanceof viewer.Group) {
-    const kind = viewer.data.classes[item.path];
+    const kind = viewer.data.classes.get(item.path);
     return [viewer.titleOf(item), `${kind ? `${kind} · ` : ""}${viewer.countText(item.count, "op")}`];
   }
   if (item.op === "placeholder") return [item.name, item.value.shape];

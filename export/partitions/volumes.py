@@ -13,21 +13,21 @@ from remixer.passes.sites import sites_of
 
 if TYPE_CHECKING:
     from remixer.export.partitions.partitioning import Partition
+    from remixer.rewrite.program import Program
 
 
-def of_attentions(partition: Partition, tokens: int, ranks: int | None = None) -> dict[str, int]:
+def of_attentions(program: Program, ranks: int, tokens: int) -> dict[str, int]:
     """Bytes that each process sends in the forward pass of all exact attentions, of one row, by scheme.
 
     Schemes that one of them can't take are left out.
 
     Args:
-        partition: a partition.
+        program: of the model, before it is partitioned.
+        ranks: processes that share the tokens.
         tokens: of the row.
-        ranks: processes that share the tokens; as many as the partition has, if None.
     """
-    size = partition.plan.mesh.get(MESH_DIM, 1) if ranks is None else ranks
-    specs = [site.spec for site in sites_of(partition.program) if isinstance(site.mixer, (Softmax, DistributedMixer))]
-    tasks = [Task(spec, 1, tokens, tokens, size, spec.dtype.itemsize) for spec in specs]
+    specs = [site.spec for site in sites_of(program) if isinstance(site.mixer, (Softmax, DistributedMixer))]
+    tasks = [Task(spec, 1, tokens, tokens, ranks, spec.dtype.itemsize) for spec in specs]
     able: list[Scheme] = [one for one in SCHEMES if not any(refusal(one, task) for task in tasks)]
     return {scheme: sum(cost(scheme, task).sent for task in tasks) for scheme in able} if tasks else {}
 
@@ -39,13 +39,20 @@ def of_stages(partition: Partition, tokens: int) -> list[int]:
     return [sum(int(crossing.bytes.subs(sizes)) for crossing in stage.receives) for stage in partition.stages[1:]]
 
 
-def draw(partition: Partition, tokens: int, path: str | os.PathLike[str]) -> None:
-    """Draw both to a file: attentions over the number of processes, by scheme, the partition's marked; and stages."""
+def draw(program: Program, partition: Partition, tokens: int, path: str | os.PathLike[str]) -> None:
+    """Draw both to a file: attentions over the number of processes, by scheme, the partition's marked; and stages.
+
+    Args:
+        program: of the model, before it was partitioned.
+        partition: of it.
+        tokens: of one row.
+        path: of the file; its ending says the format.
+    """
     from matplotlib.figure import Figure
 
     size = partition.plan.mesh.get(MESH_DIM, 1)
     over = sorted({2, 4, 8, 16, max(2, size), 2 * max(2, size)})
-    volumes = {ranks: of_attentions(partition, tokens, ranks) for ranks in over}
+    volumes = {ranks: of_attentions(program, ranks, tokens) for ranks in over}
     schemes = [scheme for scheme in SCHEMES if any(scheme in each for each in volumes.values())]
     between = of_stages(partition, tokens)
     panels = int(bool(schemes)) + int(bool(between))

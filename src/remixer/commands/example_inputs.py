@@ -69,7 +69,7 @@ def read_inputs(file: Path) -> dict[str, Tensor]:
 def _made_up(found: Found, batch: int, length: int) -> dict[str, Tensor]:
     import inspect
 
-    if found.saved:
+    if found.remixed is not None:
         raise InputsError(f"{found.name} is rewritten already and knows its inputs")
     tried = first_that_runs(found.model, _candidates(found, batch, length))
     if isinstance(tried, dict):

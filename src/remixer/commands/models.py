@@ -15,6 +15,7 @@ from remixer.commands.progress import doing
 if TYPE_CHECKING:
     from torch import nn
 
+    from remixer.remixed import Remixed
     from remixer.rewrite.inputs import Inputs
 
 ARTIFACT, PARTITION = "remixer.json", "plan.json"
@@ -36,7 +37,6 @@ class Found:
         model: in eval mode.
         inputs: example inputs, or None where they are still to be made.
         tokenizer: of transformers, if there is one.
-        saved: whether it is an artifact: rewritten already.
         notes: what its user should know.
     """
 
@@ -44,8 +44,14 @@ class Found:
     model: nn.Module
     inputs: Inputs | None = None
     tokenizer: Any = None
-    saved: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def remixed(self) -> Remixed | None:
+        """The model, if it is rewritten already."""
+        from remixer.remixed import Remixed
+
+        return self.model if isinstance(self.model, Remixed) else None
 
     def on(self, device: str | None) -> Found:
         """The same on a device.
@@ -103,7 +109,6 @@ def _from_folder(model: str, path: Path) -> Found:
             model,
             remixer.load(path).eval(),
             tokenizer=huggingface.tokenizer_of(tokenizer) if tokenizer.is_dir() else None,
-            saved=True,
         )
     if (path / "config.json").is_file():
         return huggingface.from_hub(model)

@@ -64,7 +64,7 @@ def test_a_folder_of_transformers_is_of_the_class_that_it_was_saved_from(bert_fo
     found = find(str(bert_folder))
     assert type(found.model).__name__ == "BertForMaskedLM"
     assert found.tokenizer("w0 w2")["input_ids"] == [2, 4, 6, 3]
-    assert (found.inputs, found.saved, found.notes) == (None, False, ())
+    assert (found.inputs, found.remixed, found.notes) == (None, None, ())
     assert type(find(str(llama_folder)).model).__name__ == "LlamaForCausalLM"
 
 

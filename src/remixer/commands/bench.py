@@ -57,7 +57,7 @@ def bench(
         if mixer or plan or inputs:
             raise typer.BadParameter(f"{model} is rewritten already: it has its mixers and knows its inputs")
         small = found.remixed
-        before = None if small.original is None else small.original.graph_module
+        before: nn.Module | None = None if small.original is None else small.original.graph_module
     else:
         choice = choice_of(mixer or [], plan)
         before = found.model

@@ -70,7 +70,7 @@ def _made_up(found: Found, batch: int, length: int) -> dict[str, Tensor]:
     import inspect
 
     if found.remixed is not None:
-        raise InputsError(f"{found.name} is rewritten already and knows its inputs")
+        raise InputsError(f"{found.name} is rewritten already: give the model that it was made from")
     tried = first_that_runs(found.model, _candidates(found, batch, length))
     if isinstance(tried, dict):
         return tried

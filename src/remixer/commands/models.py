@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remixer.commands.progress import doing
+from remixer.commands.progress import doing, note
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,26 +70,33 @@ class Found:
 
 
 def find(model: str) -> Found:
-    """Load what MODEL stands for.
+    """Load what MODEL stands for, and tell what its user should know.
 
     Raises:
         ModelError: it is nothing that can be read.
     """
-    path = Path(model)
     with doing(f"loading {model}"):
-        if not path.exists() and (match := _FUNCTION.fullmatch(model)):
-            return _from_function(model, match["module"], match["function"])
-        from remixer.commands import huggingface
+        found = _found(model)
+    for each in found.notes:
+        note(f"{model}: {each}")
+    return found
 
-        if path.is_file() and path.suffix == ".gguf":
-            return huggingface.from_gguf(model, path)
-        if path.is_dir():
-            return _from_folder(model, path)
-        if path.exists():
-            raise ModelError(f"{model} is a file that is no model: give a folder, a .gguf file, or module:function")
-        if not _HUB.fullmatch(model) or model.startswith("."):
-            raise ModelError(f"there is no {model}: {_WANTED}")
-        return huggingface.from_hub(model)
+
+def _found(model: str) -> Found:
+    path = Path(model)
+    if not path.exists() and (match := _FUNCTION.fullmatch(model)):
+        return _from_function(model, match["module"], match["function"])
+    from remixer.commands import huggingface
+
+    if path.is_file() and path.suffix == ".gguf":
+        return huggingface.from_gguf(model, path)
+    if path.is_dir():
+        return _from_folder(model, path)
+    if path.exists():
+        raise ModelError(f"{model} is a file that is no model: give a folder, a .gguf file, or module:function")
+    if not _HUB.fullmatch(model) or model.startswith("."):
+        raise ModelError(f"there is no {model}: {_WANTED}")
+    return huggingface.from_hub(model)
 
 
 _WANTED = (

@@ -45,7 +45,7 @@ def partition(
 
     Example: remixer partition small --ranks 4 --out parts --plot volumes.png
     """
-    from remixer.export.partitions import volumes
+    from remixer.export.partitions import volume_figure, volumes
     from remixer.export.partitions.partitioning import partition as spread
     from remixer.export.partitions.plan import MESH_DIM
     from remixer.rewrite.program import Program
@@ -70,7 +70,7 @@ def partition(
     crossing = volumes.of_stages(parts, tokens)
     if plot is not None:
         with whole(plot) as draft:
-            volumes.draw(program, parts, tokens, draft)
+            volume_figure.draw(program, parts, tokens, draft)
     plan = parts.plan
     head = f"{plan.ranks} processes, {plan.strategy}, attentions by {plan.scheme}: {plan.reason}"
     lines = [head, *plan.gathered, f"saved to {out}"]

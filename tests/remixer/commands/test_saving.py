@@ -167,7 +167,7 @@ def test_partition_in_stages(remixer_says, tmp_path):
     options = ("--ranks", 2, "--strategy", "stages", "--tokens", 100, "--out", tmp_path / "parts")
     said = remixer_says("partition", "commanded:two_attentions", *options, "--plot", tmp_path / "v.png")
     assert said.code == 0, said.err
-    (crossing,) = re.findall(r"from stage 0 to stage 1 +([\d.]+)", said.out)
+    (crossing,) = re.findall(r"from stage 0 to stage 1 +\S +([\d.]+)", said.out)
     assert float(crossing) >= 0.01  # MiB: 100 tokens, 32 wide, 4 bytes
     assert (tmp_path / "v.png").stat().st_size > 1000
 

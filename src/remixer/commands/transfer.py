@@ -15,6 +15,7 @@ from remixer.commands.data import Texts, read_data
 from remixer.commands.drafts import check_picture, check_place, whole
 from remixer.commands.models import ModelError, find
 from remixer.commands.options import Data, Device, Field, Plot, Seed, TextBatch, TextLength, Tokenizer
+from remixer.commands.progress import watched
 from remixer.commands.texts import as_captured, names_of, room_for, tokenizer_for
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def transfer(
         patience=patience,
         checkpoint=checkpoint,
         seed=seed,
+        progress=watched(),
     )
     for each in (small, small.original.graph_module) if device is not None else ():
         each.to("cpu")  # what both have in common is written once

@@ -53,11 +53,11 @@ def bench(
     wanted = _lengths(lengths)
     check_picture(plot)
     found = find(model)
-    if found.saved:
+    if found.remixed is not None:
         if mixer or plan or inputs:
             raise typer.BadParameter(f"{model} is rewritten already: it has its mixers and knows its inputs")
-        small: Any = found.model
-        before = None if small.original is None else small.original.graph_module
+        small = found.remixed
+        before: nn.Module | None = None if small.original is None else small.original.graph_module
     else:
         choice = choice_of(mixer or [], plan)
         before = found.model

@@ -69,8 +69,8 @@ def read_inputs(file: Path) -> dict[str, Tensor]:
 def _made_up(found: Found, batch: int, length: int) -> dict[str, Tensor]:
     import inspect
 
-    if found.saved:
-        raise InputsError(f"{found.name} is rewritten already and knows its inputs")
+    if found.remixed is not None:
+        raise InputsError(f"{found.name} is rewritten already: give the model that it was made from")
     tried = first_that_runs(found.model, _candidates(found, batch, length))
     if isinstance(tried, dict):
         return tried

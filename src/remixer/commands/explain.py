@@ -19,8 +19,8 @@ def explain(model: Model, inputs: Inputs = None, batch: Batch = None, length: Le
     import remixer
 
     found = find(model)
-    if found.saved:
-        report, given = found.model.report, {}
+    if found.remixed is not None:
+        report, given = found.remixed.report, {}
     else:
         example = inputs_for(found, inputs, batch, length)
         given = described(example)

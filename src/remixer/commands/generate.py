@@ -112,7 +112,8 @@ class _Writing:
 
     def __init__(self, tokenizer: Any, ids: torch.Tensor, *, alone: bool) -> None:
         self.tokenizer, self.alone, self.steps = tokenizer, alone, 0
-        self._prompt, self._new, self._shown = ids, [], ""
+        self._prompt, self._shown = ids, ""
+        self._new: list[torch.Tensor] = []
         self._show(self._text())
 
     def add(self, token: torch.Tensor) -> None:

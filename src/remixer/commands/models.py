@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remixer.commands.progress import doing
+from remixer.commands.progress import doing, note
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from remixer.remixed import Remixed
     from remixer.rewrite.inputs import Inputs
 
 ARTIFACT, PARTITION = "remixer.json", "plan.json"
@@ -36,7 +37,6 @@ class Found:
         model: in eval mode.
         inputs: example inputs, or None where they are still to be made.
         tokenizer: of transformers, if there is one.
-        saved: whether it is an artifact: rewritten already.
         notes: what its user should know.
     """
 
@@ -44,8 +44,14 @@ class Found:
     model: nn.Module
     inputs: Inputs | None = None
     tokenizer: Any = None
-    saved: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def remixed(self) -> Remixed | None:
+        """The model, if it is rewritten already."""
+        from remixer.remixed import Remixed
+
+        return self.model if isinstance(self.model, Remixed) else None
 
     def on(self, device: str | None) -> Found:
         """The same on a device.
@@ -64,26 +70,33 @@ class Found:
 
 
 def find(model: str) -> Found:
-    """Load what MODEL stands for.
+    """Load what MODEL stands for, and tell what its user should know.
 
     Raises:
         ModelError: it is nothing that can be read.
     """
-    path = Path(model)
     with doing(f"loading {model}"):
-        if not path.exists() and (match := _FUNCTION.fullmatch(model)):
-            return _from_function(model, match["module"], match["function"])
-        from remixer.commands import huggingface
+        found = _found(model)
+    for each in found.notes:
+        note(f"{model}: {each}")
+    return found
 
-        if path.is_file() and path.suffix == ".gguf":
-            return huggingface.from_gguf(model, path)
-        if path.is_dir():
-            return _from_folder(model, path)
-        if path.exists():
-            raise ModelError(f"{model} is a file that is no model: give a folder, a .gguf file, or module:function")
-        if not _HUB.fullmatch(model) or model.startswith("."):
-            raise ModelError(f"there is no {model}: {_WANTED}")
-        return huggingface.from_hub(model)
+
+def _found(model: str) -> Found:
+    path = Path(model)
+    if not path.exists() and (match := _FUNCTION.fullmatch(model)):
+        return _from_function(model, match["module"], match["function"])
+    from remixer.commands import huggingface
+
+    if path.is_file() and path.suffix == ".gguf":
+        return huggingface.from_gguf(model, path)
+    if path.is_dir():
+        return _from_folder(model, path)
+    if path.exists():
+        raise ModelError(f"{model} is a file that is no model: give a folder, a .gguf file, or module:function")
+    if not _HUB.fullmatch(model) or model.startswith("."):
+        raise ModelError(f"there is no {model}: {_WANTED}")
+    return huggingface.from_hub(model)
 
 
 _WANTED = (
@@ -103,7 +116,6 @@ def _from_folder(model: str, path: Path) -> Found:
             model,
             remixer.load(path).eval(),
             tokenizer=huggingface.tokenizer_of(tokenizer) if tokenizer.is_dir() else None,
-            saved=True,
         )
     if (path / "config.json").is_file():
         return huggingface.from_hub(model)

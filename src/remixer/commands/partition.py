@@ -45,8 +45,10 @@ def partition(
 
     Example: remixer partition small --ranks 4 --out parts --plot volumes.png
     """
-    from remixer.export.partitions import volumes
+    from remixer.export.partitions import volume_figure, volumes
     from remixer.export.partitions.partitioning import partition as spread
+    from remixer.export.partitions.plan import MESH_DIM
+    from remixer.rewrite.program import Program
 
     check_folder(out, PARTITION)
     check_picture(plot)
@@ -63,11 +65,12 @@ def partition(
             gather=gather,
         )
         parts.save(out)
-    sent = volumes.of_attentions(parts, tokens)
+    program = Program.of(small)
+    sent = volumes.of_attentions(program, parts.plan.mesh.get(MESH_DIM, 1), tokens)
     crossing = volumes.of_stages(parts, tokens)
     if plot is not None:
         with whole(plot) as draft:
-            volumes.draw(parts, tokens, draft)
+            volume_figure.draw(program, parts, tokens, draft)
     plan = parts.plan
     head = f"{plan.ranks} processes, {plan.strategy}, attentions by {plan.scheme}: {plan.reason}"
     lines = [head, *plan.gathered, f"saved to {out}"]

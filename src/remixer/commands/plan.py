@@ -29,6 +29,7 @@ from remixer.commands.options import (
     TextLength,
     Tokenizer,
 )
+from remixer.commands.progress import watched
 from remixer.commands.texts import tokenizer_for
 
 
@@ -95,6 +96,7 @@ def plan(
         batches=batches,
         rounds=rounds,
         seed=seed,
+        progress=watched(),
     )
     made.save(out)
     if plot is not None:

@@ -41,6 +41,16 @@ def counting(what: str, total: int) -> Iterator[Callable[[str], None]]:
         yield begin
 
 
+def watched() -> bool:
+    """Whether somebody looks at stderr."""
+    return Console(stderr=True).is_terminal
+
+
+def note(words: str) -> None:
+    """Tell what its user should know, on stderr, whoever looks at it."""
+    Console(stderr=True, soft_wrap=True).print(words, style="yellow", highlight=False, markup=False)
+
+
 def _progress(*columns: ProgressColumn) -> Progress:
     console = Console(stderr=True)
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -31,10 +31,10 @@ def rewritten(found: Found, choice: Mapping[str, MixerConfig | None] | Plan, inp
     """
     import remixer
 
-    if found.saved:
+    if found.remixed is not None:
         raise ModelError(f"{found.name} is rewritten already: rewrite the model that it was made from")
     with doing("capturing and rewriting"):
-        result = remixer.remix(found.model, choice, inputs, **options)  # type: ignore[arg-type]
+        result = remixer.remix(found.model, choice, inputs, **options)
     sites = result.report.sites
     if _asks(choice) and not any(site.status == "replaced" for site in sites):
         first = next((f"; the first, {site.name}: {site.reason}" for site in sites if site.reason), "")
@@ -59,11 +59,11 @@ def saved_or_rewritten(
         typer.BadParameter: mixers are asked for an artifact, which has its own.
         NothingReplacedError: the mixers fit nowhere.
     """
-    if not found.saved:
+    if found.remixed is None:
         return rewritten(found, mapping_of(asked or [otherwise]), inputs_for(found, file, batch, length))
     if asked or file or batch or length:
         raise typer.BadParameter(f"{found.name} is rewritten already: it has its mixers and knows its inputs")
-    return found.model  # type: ignore[return-value]
+    return found.remixed
 
 
 def _asks(choice: Mapping[str, MixerConfig | None] | Plan) -> bool:

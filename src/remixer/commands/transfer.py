@@ -15,10 +15,11 @@ from remixer.commands.data import Texts, read_data
 from remixer.commands.drafts import check_picture, check_place, whole
 from remixer.commands.models import ModelError, find
 from remixer.commands.options import Data, Device, Field, Plot, Seed, TextBatch, TextLength, Tokenizer
+from remixer.commands.progress import watched
 from remixer.commands.texts import as_captured, names_of, room_for, tokenizer_for
 
 if TYPE_CHECKING:
-    from remixer.remixed import Remixed
+    pass
 
 
 def transfer(
@@ -54,13 +55,14 @@ def transfer(
     import remixer
 
     target = Path(folder) if out is None else out
+    if out is None and not target.is_dir():
+        raise typer.BadParameter(f"{folder} is no folder to save the result to: say --out")
     check_artifact(target)
     check_picture(plot)
     check_place(checkpoint, "a checkpoint")
     found = find(folder)
-    if not found.saved:
+    if (small := found.remixed) is None:
         raise ModelError(f"{folder} is not what `remixer remix` saved: rewrite it first, and then transfer that")
-    small: Remixed = found.model  # type: ignore[assignment]
     if small.original is None:
         raise ModelError(
             f"{folder} was saved without the model that it was made from, so that nothing is there to learn from: "
@@ -86,6 +88,7 @@ def transfer(
         patience=patience,
         checkpoint=checkpoint,
         seed=seed,
+        progress=watched(),
     )
     for each in (small, small.original.graph_module) if device is not None else ():
         each.to("cpu")  # what both have in common is written once

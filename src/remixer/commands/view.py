@@ -36,7 +36,7 @@ def view(
 
     check_place(html, "a page")
     found = find(model)
-    if found.saved:
+    if found.remixed is not None:
         if mixer or inputs or batch or length:
             raise typer.BadParameter(f"{model} is rewritten already: it has its mixers and knows its inputs")
         shown, example = found.model, None

@@ -86,6 +86,13 @@ def crossing():
     return Crossing(), (torch.randn(2, 7, 32), torch.randn(2, 9, 32))
 
 
+def rewritten():
+    import remixer
+
+    model, x = encoder()
+    return remixer.remix(model, "toeplitz", (x,))
+
+
 def number():
     return 3
 

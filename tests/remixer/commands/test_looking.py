@@ -114,18 +114,17 @@ def test_plans_that_can_not_be(remixer_says, llama_folder, texts, tmp_path):
     assert "budget must lie between 0 and 1, got 2.0" in said.err
 
 
-def test_view(remixer_says, tmp_path, monkeypatch):
-    seen = []
-
-    def view(model, path, inputs=None):
-        seen.append((isinstance(model, remixer.Remixed), inputs))
-        path.write_text("<html>")
-
-    monkeypatch.setattr(remixer, "view", view, raising=False)
+def test_view(remixer_says, tmp_path):
     page = tmp_path / "page.html"
-    said = remixer_says("view", "commanded:encoder", "--html", page, "--json")
-    assert said.data == {"out": str(page), "bytes": 6}
-    remixer_says("view", "commanded:encoder", "--html", page, "--mixer", "toeplitz")
-    (rewritten, inputs), second = seen
-    assert (rewritten, list(inputs)) == (False, ["src"])
-    assert second == (True, None)
+    said = remixer_says("view", "commanded:encoder", "--mixer", "toeplitz", "--html", page, "--json")
+    assert said.data == {"out": str(page), "bytes": page.stat().st_size}
+    assert "toeplitz" in page.read_text(encoding="utf-8")
+    said = remixer_says("view", "commanded:encoder", "--html", tmp_path / "no" / "page.html")
+    assert (said.code, said.out) == (1, "")
+    assert "there is no folder" in said.err
+
+
+def test_a_plan_is_made_of_what_a_model_was(remixer_says, tmp_path):
+    said = remixer_says("plan", "commanded:rewritten", "--data", tmp_path, "--out", tmp_path / "plan.json")
+    assert said.code == 1
+    assert "is rewritten already: give the model that it was made from" in said.err

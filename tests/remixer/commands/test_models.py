@@ -64,7 +64,7 @@ def test_a_folder_of_transformers_is_of_the_class_that_it_was_saved_from(bert_fo
     found = find(str(bert_folder))
     assert type(found.model).__name__ == "BertForMaskedLM"
     assert found.tokenizer("w0 w2")["input_ids"] == [2, 4, 6, 3]
-    assert (found.inputs, found.saved, found.notes) == (None, False, ())
+    assert (found.inputs, found.remixed, found.notes) == (None, None, ())
     assert type(find(str(llama_folder)).model).__name__ == "LlamaForCausalLM"
 
 
@@ -88,12 +88,13 @@ def test_a_class_that_transformers_does_not_have(bert_folder, tmp_path):
     assert type(find(str(folder)).model).__name__ == "BertModel"
 
 
-def test_weights_that_are_missing_are_told(bert_folder, tmp_path):
+def test_weights_that_are_missing_are_told(bert_folder, tmp_path, capsys):
     folder = shutil.copytree(bert_folder, tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     config |= {"architectures": ["BertForSequenceClassification"]}
     (folder / "config.json").write_text(json.dumps(config))
     (note,) = find(str(folder)).notes
+    assert note in capsys.readouterr().err
     assert "the checkpoint lacks" in note
     assert "classifier" in note
     assert "random" in note

@@ -57,7 +57,7 @@ class KeyStart(Starter):
         unit = torch.eye(self._above.shape[-1], dtype=torch.float64, device=self._above.device)
         step = torch.linalg.solve(self._spread + _RIDGE * largest[:, None, None] * unit, self._above)
         weight = _weights(self.mixer).weight
-        weight += step[..., None].to(weight.dtype)
+        weight.add_(step[..., None].to(weight.dtype))
 
 
 def _weights(mixer: ToeplitzMixer) -> KeyWeights:

@@ -79,7 +79,7 @@ class ToeplitzOperator(Mixer):
 
     config: OperatorConfig
     normalise = False
-    of_tokens = ("position", "exist", "left")
+    of_tokens: tuple[str, ...] = ("position", "exist", "left")
 
     def __init__(self, spec: AttentionSpec, config: OperatorConfig, outputs: int = 1) -> None:
         super().__init__(spec, config)

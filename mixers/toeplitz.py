@@ -12,7 +12,7 @@ from torch import Tensor
 
 from remixer.mixers.base import State
 from remixer.mixers.decay import Decay, fixed_decay
-from remixer.mixers.key_start import KeyStart
+from remixer.mixers.key_start import STEPS, KeyStart
 from remixer.mixers.registry import register
 from remixer.mixers.spec import AttentionSpec
 from remixer.mixers.start import Starter
@@ -89,8 +89,7 @@ class ToeplitzMixer(ToeplitzOperator):
 
     def starters(self) -> tuple[Starter, ...]:
         """See Mixer.starters."""
-        # A second step of Newton's goes most of the way that the first left.
-        keys = (KeyStart(self), KeyStart(self)) if self.key_weights is not None else ()
+        keys = [KeyStart(self) for _ in range(STEPS if self.key_weights is not None else 0)]
         return (ProfileStart(self), *keys, *((GateScale(self),) if self.gate is not None else ()))
 
     def coefficients(self, tokens: int) -> Tensor:

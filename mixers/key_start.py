@@ -1,4 +1,4 @@
-"""Closed-form starts of a Toeplitz mixer that weighs keys: what keys get beyond their offset, and offsets beyond keys."""
+"""A closed-form start of what keys weigh in a Toeplitz mixer: by how much more they get than their offset explains."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class KeyStart(Starter):
 
     It goes up the sum of attention times log P, which is concave in u: its gradient is what keys get above what P gives
     them, sum of (attention - P)_ij k_j, and minus its second derivative the covariance of the keys under the rows of P.
-    A step that would change the logarithms of the weights by more than about 1 is shortened (Boyd and Vandenberghe, 2004,
-    "Convex Optimization", section 9.6: the damped phase), so that several steps end near the best u. All channels of a
-    head start alike.
+    A step is damped, divided by 1 + its own length (Nesterov, 2004, "Introductory Lectures on Convex Optimization", section
+    4.1.5): none changes the logarithms of the weights by more than about 1, and several end near the best u. All channels
+    of a head start alike.
     """
 
     def __init__(self, mixer: ToeplitzMixer) -> None:

@@ -26,11 +26,12 @@ import remixer
 from remixer import LongShort, Toeplitz
 from remixer.evaluation import embeddings
 
-GATED = Toeplitz(gate="value")
+GATED, WEIGHED = Toeplitz(gate="value"), Toeplitz(gate="value", weigh="key")
 VARIANTS: dict[str, Any] = {
     "long_short(window=32), 6 sites": LongShort(window=32),
     "toeplitz(gate='value'), 6 sites": GATED,
-    "toeplitz(gate='value'), the 3 sites that a plan picks": None,
+    "toeplitz(gate='value', weigh='key'), 6 sites": WEIGHED,
+    "toeplitz(gate='value', weigh='key'), the 3 sites that a plan picks": None,
 }
 
 
@@ -57,7 +58,7 @@ def main() -> None:
     for name in options.only:
         mixer: Any = VARIANTS[name]
         if mixer is None:
-            given = {"mixers": [GATED], "budget": 0.55, "length": 10**6, "transfer_steps": 40, "loss": "mean"}
+            given = {"mixers": [WEIGHED], "budget": 0.55, "length": 10**6, "transfer_steps": 40, "loss": "mean"}
             mixer = remixer.plan(model, data[0], data, rounds=2, **given)
         small = remixer.remix(model, mixer, data[0])
         before = figures(small, model, held)

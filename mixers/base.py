@@ -76,7 +76,7 @@ class Mixer(nn.Module, abc.ABC):
     spec: AttentionSpec
     config: MixerConfig
     operands: tuple[str, ...] = ("query", "key", "value", "padding")
-    of_tokens: ClassVar[tuple[str, ...]] = ()
+    of_tokens: tuple[str, ...] = ()
     steps_several: ClassVar[bool] = False
 
     def __init__(self, spec: AttentionSpec, config: MixerConfig) -> None:

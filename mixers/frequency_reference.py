@@ -27,7 +27,7 @@ def frequency_mixer_reference(
     offsets = range(0 if spec.causal else 1 - T, T)
     sequence = [_coefficient(offset, encoded, spec) for offset in offsets]
     coefficients = torch.stack(sequence, -1).unflatten(0, (spec.heads, -1))
-    return operator_reference(spec, config, coefficients, parameters, query, value, padding, False)
+    return operator_reference(spec, config, coefficients, parameters, query, None, value, padding, False)
 
 
 def _coefficient(offset: int, encoded: list[Tensor], spec: AttentionSpec) -> Tensor:

@@ -33,6 +33,7 @@ class FrequencyToeplitz(OperatorConfig):
         gate: what the output is gated by, channel by channel: nothing, the "query" or the "value" of the same
             token, through a small map per head. The gate is 1 everywhere until it is trained.
         per: one response for each "channel" of each head, or one for the whole "head".
+        weigh: "none": other weights take rows that are divided by their sums.
 
     Raises:
         MixerConfigError: an option has a value that no attention could take.

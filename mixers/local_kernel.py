@@ -59,25 +59,27 @@ class LocalKernel:
         itself = coefficients[..., middle : middle + 1].clamp(min=torch.finfo(coefficients.dtype).tiny)
         return cls(spectrum, length, reach, causal, past, future, itself, normalise)
 
-    def times(self, values: Tensor, padding: Tensor | None) -> Tensor:
-        """The product, its rows divided by their sums over the keys that exist where that is asked for.
+    def times(self, values: Tensor, weights: Tensor | None = None, own: Tensor | None = None) -> Tensor:
+        """The product, its rows divided by their sums over what keys weigh where that is asked for.
 
         Args:
-            values: (B, G, T, E), real, 0 where no key exists.
-            padding: (B, T) bool, or None where all keys exist.
+            values: (B, G, T, E), real, times the weights.
+            weights: (B, G or 1, T, E or 1), 0 where no key exists, or None where all weigh 1.
+            own: (B, G, T, E or 1), what each query's own key weighs, or None where all weigh 1.
 
         Returns:
             (B, H, T, E), laid out in memory as (B, H, E, T).
         """
         (B, G, T, E), H = values.shape, self.spectrum.shape[0]
         out = values.new_empty(B, H, E, T, dtype=self.past.dtype)
-        exist = None if padding is None or not self.normalise else padding[:, None].to(self.past.dtype)
         for h in range(H):
-            self._convolve(values[:, h // (H // G)].transpose(1, 2), h, out[:, h])
-            if exist is not None:
+            g = h // (H // G)
+            self._convolve(values[:, g].transpose(1, 2), h, out[:, h])
+            if weights is not None and self.normalise:
                 seen = out.new_empty(B, self.spectrum.shape[1], T)
-                self._convolve(exist, h, seen)
-                out[:, h] /= torch.maximum(seen, self.itself[h])
+                self._convolve(weights[:, g % weights.shape[1]].transpose(1, 2), h, seen)
+                itself = self.itself[h] if own is None else self.itself[h] * own[:, g].transpose(1, 2)
+                out[:, h] /= torch.maximum(seen, itself)
             elif self.normalise:
                 self._divide(out[:, h], h)
         return out.transpose(2, 3)

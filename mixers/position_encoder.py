@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from remixer.mixers.precision import at_least_float32
+from remixer.mixers.precision import at_least_float32, unrounded
 
 
 def simple_rms_norm(hidden: Tensor) -> Tensor:
@@ -49,10 +47,7 @@ class PositionEncoder(nn.Module):
         Returns:
             (out, n) in `dtype`: a transform reads one coefficient at all offsets.
         """
-        device = offsets.device.type
-        # Entered only where there is something to switch off, so that exported graphs stay free of it.
-        autocast = torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
+        with unrounded(offsets.device):
             weight, bias = self.last.weight.to(self.dtype), self.last.bias.to(self.dtype)
             return torch.addmm(bias[:, None], weight, self.features(offsets).t())
 

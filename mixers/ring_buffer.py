@@ -13,7 +13,7 @@ from remixer.mixers.base import State
 from remixer.mixers.eager import plain_inference
 
 
-def empty_ring(coefficients: Tensor, batch: int, heads: int, channels: int, counts: bool) -> State:
+def empty_ring(coefficients: Tensor, batch: int, heads: int, channels: int, counted: tuple[int, int] | None) -> State:
     """The state before the first token.
 
     Args:
@@ -21,11 +21,11 @@ def empty_ring(coefficients: Tensor, batch: int, heads: int, channels: int, coun
         batch: B.
         heads: G.
         channels: E.
-        counts: remember too which tokens exist.
+        counted: heads and channels of what each token weighs, 1 or 0 if it only exists or not; None counts nothing.
 
     Returns:
         kernel (H, N, E or 1), the coefficients; values (B, G, N, E); position (1,), how many tokens there were.
-        If asked for, exist (B, 1, N, 1), and itself (H, 1, E or 1), t_0 as a divisor.
+        If asked for, exist (B, G or 1, N, E or 1), and itself (H, 1, E or 1), t_0 as a divisor.
     """
     N = coefficients.shape[-1]
     state = {
@@ -33,14 +33,14 @@ def empty_ring(coefficients: Tensor, batch: int, heads: int, channels: int, coun
         "values": coefficients.new_zeros(batch, heads, N, channels),
         "position": torch.zeros(1, dtype=torch.int64, device=coefficients.device),
     }
-    if counts:
-        state["exist"] = coefficients.new_zeros(batch, 1, N, 1)
+    if counted is not None:
+        state["exist"] = coefficients.new_zeros(batch, counted[0], N, counted[1])
         state["itself"] = state["kernel"][:, :1].clamp(min=torch.finfo(coefficients.dtype).tiny)
     return state
 
 
 def fill_ring(state: State, value: Tensor, exist: Tensor | None) -> State:
-    """The empty state with the first tokens in it: value (B, G, T, E), exist (B, 1, T, 1) for a state that counts."""
+    """The empty state with the first tokens in it: value (B, G, T, E), exist likewise if it counts."""
     last = torch.arange(value.shape[2], device=value.device)[-1]
     token, there = in_slots(last, state["kernel"].shape[1])
     state = {**state, "position": (last + 1).view(1)}
@@ -63,11 +63,11 @@ def step_ring(state: State, value: Tensor, exist: Tensor | None) -> tuple[Tensor
     Args:
         state: of the tokens before; its memory is used again in plain inference.
         value: (B, G, 1, E), 0 for tokens that don't exist.
-        exist: (B, 1, 1, 1), 1 or 0; for a state that counts.
+        exist: (B, G or 1, 1, E or 1), what it weighs, 0 for tokens that don't exist; for a state that counts.
 
     Returns:
-        The product (B, H, 1, E), the sum of the coefficients of what exists (B, H, 1, E or 1) if the state counts,
-        and the new state.
+        The product (B, H, 1, E), the sum of the coefficients times what tokens weigh (B, H, 1, E or 1) if the
+        state counts, and the new state.
     """
     position, kernel = state["position"], state["kernel"]
     N = kernel.shape[1]

@@ -30,6 +30,41 @@ class Starter(abc.ABC):
         """Set the parameters to what was seen."""
 
 
+def some_rows(spec: AttentionSpec, operands: Mapping[str, Tensor], queries: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights that some queries of a self-attention, at even distances, give to all keys.
+
+    Args:
+        spec: of the attention.
+        operands: all that it reads; see `Mixer.forward`.
+        queries: how many at most: what it costs is linear in the length then.
+
+    Returns:
+        Which queries (n,), their weights (B, H, n, T) in float64, 0 for queries and keys that don't exist, and which
+        tokens do (B, T).
+    """
+    query, key, exist = operands["query"], operands["key"], operands.get("padding")
+    (B, _, T, _), G = query.shape, key.shape[1]
+    rows = torch.linspace(0, T - 1, min(T, queries), device=query.device).long().unique()
+    # With the unit matrix for values, what an attention gives is its weights.
+    unit = torch.eye(T, dtype=query.dtype, device=query.device).expand(B, G, T, T)
+    bias = operands.get("bias")
+    if bias is not None and spec.bias == "dense" and bias.shape[-2] > 1:
+        bias = bias[..., rows, :]
+    weights = exact_attention(
+        query[:, :, rows],
+        key,
+        unit,
+        spec=spec,
+        padding=exist,
+        bias=bias,
+        sink=operands.get("sink"),
+        rows=rows,
+        queries=T,
+    ).double()
+    present = query.new_ones(B, T, dtype=torch.bool) if exist is None else exist
+    return rows, weights * (present[:, None, rows, None] & present[:, None, None]), present
+
+
 class Profile:
     """What weight an attention gives to each offset i - j between query i and key j, per head.
 
@@ -45,28 +80,9 @@ class Profile:
 
     def watch(self, operands: Mapping[str, Tensor]) -> None:
         """Take in one batch of self-attention's operands."""
-        query, key, exist = operands["query"], operands["key"], operands.get("padding")
-        (B, H, T, _), G = query.shape, key.shape[1]
-        rows = torch.linspace(0, T - 1, min(T, self.queries), device=query.device).long().unique()
-        # With the unit matrix for values, what an attention gives is its weights.
-        unit = torch.eye(T, dtype=query.dtype, device=query.device).expand(B, G, T, T)
-        bias = operands.get("bias")
-        if bias is not None and self.spec.bias == "dense" and bias.shape[-2] > 1:
-            bias = bias[..., rows, :]
-        weights = exact_attention(
-            query[:, :, rows],
-            key,
-            unit,
-            spec=self.spec,
-            padding=exist,
-            bias=bias,
-            sink=operands.get("sink"),
-            rows=rows,
-            queries=T,
-        ).double()
-        present = query.new_ones(B, T, dtype=torch.bool) if exist is None else exist
-        weights = weights * (present[:, None, rows, None] & present[:, None, None])
-        place = (rows[:, None] - torch.arange(T, device=query.device) + T - 1).flatten()
+        rows, weights, present = some_rows(self.spec, operands, self.queries)
+        _, H, _, T = weights.shape
+        place = (rows[:, None] - torch.arange(T, device=rows.device) + T - 1).flatten()
         sums = weights.new_zeros(H, 2 * T - 1)
         self._sums.append(sums.index_add_(1, place, weights.sum(0).flatten(1)))
         self._spans.append(self._span(present, rows))

@@ -75,7 +75,9 @@ def state_space_reference(coefficients: Tensor, log_decay: Tensor) -> tuple[Tens
     return torch.stack(poles, -1), torch.stack(weights, -1)
 
 
-def empty_states(coefficients: Tensor, log_decay: Tensor, batch: int, heads: int, channels: int, counts: bool) -> State:
+def empty_states(
+    coefficients: Tensor, log_decay: Tensor, batch: int, heads: int, channels: int, counted: tuple[int, int] | None
+) -> State:
     """The state before the first token.
 
     Args:
@@ -84,7 +86,7 @@ def empty_states(coefficients: Tensor, log_decay: Tensor, batch: int, heads: int
         batch: B.
         heads: how many heads of values there are: G, or H.
         channels: E.
-        counts: remember too which tokens exist.
+        counted: heads and channels of what each token weighs, 1 or 0 if it only exists or not; None counts nothing.
 
     Returns:
         poles and weights, see `to_state_space`; values (B, heads, E, poles), complex128; left (1,), how many tokens
@@ -97,8 +99,9 @@ def empty_states(coefficients: Tensor, log_decay: Tensor, batch: int, heads: int
         "values": poles.new_zeros(batch, heads, channels, poles.shape[-1]),
         "left": torch.full((1,), coefficients.shape[-1], dtype=torch.int64, device=poles.device),
     }
-    if counts:
-        state["exist"] = poles.new_zeros(batch, *poles.shape)
+    if counted is not None:
+        counts = (max(one, other) for one, other in zip(counted, poles.shape[:2], strict=True))
+        state["exist"] = poles.new_zeros(batch, *counts, poles.shape[-1])
         first = coefficients[..., :1].transpose(1, 2).double()
         state["itself"] = first.clamp(min=torch.finfo(first.dtype).tiny)
     return state
@@ -110,11 +113,11 @@ def step_states(state: State, value: Tensor, exist: Tensor | None) -> tuple[Tens
     Args:
         state: of the tokens before; its memory is used again in plain inference.
         value: (B, heads, 1, E), 0 for tokens that don't exist.
-        exist: (B, 1, 1, 1), 1 or 0; for a state that counts.
+        exist: (B, heads or 1, 1, E or 1), what it weighs, 0 for tokens that don't exist; for a state that counts.
 
     Returns:
-        The product (B, H, 1, E), the sum of the coefficients of what exists (B, H, 1, E or 1) if the state counts,
-        and the new state.
+        The product (B, H, 1, E), the sum of the coefficients times what tokens weigh (B, H, 1, E or 1) if the
+        state counts, and the new state.
 
     Raises:
         StateFullError: the state was made for fewer tokens. Not in a graph, which can't look at numbers.

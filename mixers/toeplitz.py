@@ -12,6 +12,7 @@ from torch import Tensor
 
 from remixer.mixers.base import State
 from remixer.mixers.decay import Decay, fixed_decay
+from remixer.mixers.key_start import STEPS, KeyStart
 from remixer.mixers.registry import register
 from remixer.mixers.spec import AttentionSpec
 from remixer.mixers.start import Starter
@@ -23,7 +24,9 @@ from remixer.mixers.toeplitz_start import GateScale, ProfileStart
 
 @dataclass(frozen=True, kw_only=True)
 class Toeplitz(OperatorConfig):
-    """Replace an attention by a convolution over relative positions: P_ij = t_{i-j}, whatever the tokens say.
+    """Replace an attention by a convolution over relative positions: P_ij = t_{i-j} w_j, divided by its row's sum.
+
+    The weight w_j of a token is 1 unless `weigh` says otherwise: P goes by positions alone then.
 
     Attributes:
         decay: lambda in lambda^|i-j|, or None for no decay. Offset 0 is never decayed.
@@ -33,6 +36,9 @@ class Toeplitz(OperatorConfig):
         gate: what the output is gated by, channel by channel: nothing, the "query" or the "value" of the same
             token, through a small map per head. The gate is 1 everywhere until it is trained.
         per: one sequence of coefficients for each "channel" of each head, or one for the whole "head".
+        weigh: whether a token counts by its "key" too (Zhai et al., 2021, "An Attention Free Transformer"), through a
+            small map per key head, and channel if `per` says so: what a head looks for everywhere then weighs more. All
+            tokens weigh the same until it is trained. It takes normalised rows.
         normalise: make the coefficients positive, exp(encoder), and divide every row by its sum over the keys
             that exist: a row of P is then a distribution, as a row of attention is. False is the published
             operator.
@@ -78,11 +84,13 @@ class ToeplitzMixer(ToeplitzOperator):
         """See Mixer.by_head."""
         names = {name for name, _ in self.named_parameters()}
         of_heads = ("encoder.last.weight", "encoder.last.bias", "decay.raw", "gate.weight", "gate.bias")
-        return {name: "heads" for name in of_heads if name in names}
+        found: dict[str, Literal["heads", "kv_heads"]] = {name: "heads" for name in of_heads if name in names}
+        return found | ({"key_weights.weight": "kv_heads"} if self.key_weights is not None else {})
 
     def starters(self) -> tuple[Starter, ...]:
         """See Mixer.starters."""
-        return (ProfileStart(self), *((GateScale(self),) if self.gate is not None else ()))
+        keys = [KeyStart(self) for _ in range(STEPS if self.key_weights is not None else 0)]
+        return (ProfileStart(self), *keys, *((GateScale(self),) if self.gate is not None else ()))
 
     def coefficients(self, tokens: int) -> Tensor:
         """See ToeplitzOperator.coefficients."""
@@ -121,13 +129,16 @@ class ToeplitzMixer(ToeplitzOperator):
         coefficients = self._coefficients(self.offsets(length), torch.zeros(())).to(like.device)
         log_decay = self.fade(self.offsets(2)[1:]).reshape(-1, 1 if self.decay is None else self.channels)
         heads = self.spec.kv_heads if self.decay is None else self.spec.heads
-        return empty_states(coefficients, log_decay, batch, heads, self.spec.value_dim, self.normalise)
+        counted = self.counted if self.key_weights is None else (heads, self.channels)
+        return empty_states(coefficients, log_decay, batch, heads, self.spec.value_dim, counted)
 
     def _advance(self, state: State, value: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor | None, State]:
         if self.config.decoding == "ring":
             return super()._advance(state, value, exist)
         if self.decay is not None:  # a state of its own for every head
             value = value.repeat_interleave(self.spec.groups, 1)
+            if exist is not None and self.key_weights is not None:
+                exist = exist.repeat_interleave(self.spec.groups, 1)
         return step_states(state, value, exist)
 
     def reference(
@@ -143,4 +154,4 @@ class ToeplitzMixer(ToeplitzOperator):
         """The dense matrix P, from coefficients that are computed one offset at a time."""
         assert value is not None
         parameters = {name: each.to(self.encoder.dtype) for name, each in self.named_parameters()}
-        return toeplitz_mixer_reference(self.spec, self.config, parameters, query, value, padding)
+        return toeplitz_mixer_reference(self.spec, self.config, parameters, query, key, value, padding)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from remixer.mixers.convolution import transform_dtype
 from remixer.mixers.eager import plain_inference, plain_training
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.gate import Gate
+from remixer.mixers.key_weights import KeyWeights, weighed
 from remixer.mixers.local_kernel import LocalKernel
-from remixer.mixers.masks import existing_tokens
 from remixer.mixers.position_encoder import PositionEncoder
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.recent import Recent
@@ -40,18 +40,24 @@ class OperatorConfig(MixerConfig):
         gate: what the output is gated by, channel by channel: nothing, the "query" or the "value" of the same
             token, through a small map per head. The gate is 1 everywhere until it is trained.
         per: one sequence of coefficients for each "channel" of each head, or one for the whole "head".
+        weigh: whether a token counts by its "key" too, in rows that are divided by their sum: through a small map per
+            key head, and channel if `per` says so. All tokens weigh the same until it is trained.
     """
 
     rpe_width: int = 64
     rpe_layers: int = 1
     gate: Literal["none", "query", "value"] = "none"
     per: Literal["channel", "head"] = "channel"
+    weigh: Literal["none", "key"] = "none"
 
     def __post_init__(self) -> None:
         self.require(self.rpe_width >= 1, f"rpe_width must be at least 1, got {self.rpe_width}")
         self.require(self.rpe_layers >= 0, f"rpe_layers can't be negative, got {self.rpe_layers}")
         self.require_one_of("gate", ("none", "query", "value"))
         self.require_one_of("per", ("channel", "head"))
+        self.require_one_of("weigh", ("none", "key"))
+        normalised = self.weigh == "none" or getattr(self, "normalise", False)
+        self.require(normalised, f"weigh={self.weigh!r} takes rows that are divided by their sum, these are not")
 
     def require_one_of(self, option: str, choices: tuple[str, ...]) -> None:
         """Raise MixerConfigError unless an option has one of these values."""
@@ -60,7 +66,7 @@ class OperatorConfig(MixerConfig):
 
 
 class ToeplitzOperator(Mixer):
-    """y_i = sum over j of t_{i-j} v_j, by FFT: n log n time, and no use for queries and keys.
+    """y_i = sum over j of t_{i-j} w_j v_j, by FFT: n log n time. w is 1, or goes by the keys.
 
     Args:
         spec: of the attention that is replaced.
@@ -73,16 +79,21 @@ class ToeplitzOperator(Mixer):
 
     config: OperatorConfig
     normalise = False
-    of_tokens: ClassVar[tuple[str, ...]] = ("position", "exist", "left")
+    of_tokens: tuple[str, ...] = ("position", "exist", "left")
 
     def __init__(self, spec: AttentionSpec, config: OperatorConfig, outputs: int = 1) -> None:
         super().__init__(spec, config)
         self.channels = spec.value_dim if config.per == "channel" else 1
         self.encoder = PositionEncoder(config.rpe_width, config.rpe_layers, outputs * spec.heads * self.channels)
         self.gate: Gate | None = None
+        self.key_weights: KeyWeights | None = None
         self.operands = ("value", "padding")
+        if config.weigh == "key":
+            self.operands = ("key", *self.operands)
+            self.key_weights = KeyWeights(spec.kv_heads, spec.head_dim, self.channels)
+            self.of_tokens = tuple(name for name in self.of_tokens if name != "exist")
         if config.gate == "query":
-            self.operands = ("query", "value", "padding")
+            self.operands = ("query", *self.operands)
             self.gate = Gate(spec.heads, spec.head_dim, spec.value_dim)
         elif config.gate == "value":
             self.gate = Gate(spec.heads, spec.value_dim, spec.value_dim)
@@ -104,11 +115,12 @@ class ToeplitzOperator(Mixer):
         return "n log n"
 
     def flops(self, tokens: int) -> float:
-        """See Mixer.flops: a transform of 2 T real numbers forth and back for every channel, and the gate."""
+        """See Mixer.flops: a transform of 2 T real numbers forth and back for every channel, gate and key weights."""
         length = 2 * tokens
-        transforms = (self.spec.kv_heads + self.spec.heads) * self.spec.value_dim * 2.5 * length * math.log2(length)
-        gate = self.gate.weight.numel() * 2 * tokens if self.gate is not None else 0
-        return transforms + 6.0 * self.spec.heads * self.spec.value_dim * (tokens + 1) + gate
+        channels = self.spec.value_dim + (self.channels if self.key_weights is not None else 0)
+        transforms = (self.spec.kv_heads + self.spec.heads) * channels * 2.5 * length * math.log2(length)
+        maps = sum(each.weight.numel() * 2 * tokens for each in (self.gate, self.key_weights) if each is not None)
+        return transforms + 6.0 * self.spec.heads * channels * (tokens + 1) + maps
 
     @abc.abstractmethod
     def coefficients(self, tokens: int) -> Tensor:
@@ -146,20 +158,19 @@ class ToeplitzOperator(Mixer):
         assert value is not None
         if padding is not None and plain_inference(padding) and bool(padding.all()):
             padding = None
-        if padding is not None:
-            value = value.masked_fill(~padding[:, None, :, None], 0.0)
-        local = self._local_kernel(value)
+        tokens = weighed(value, padding, key, self.key_weights)
+        local = self._local_kernel(tokens.values)
         if local is not None:
-            return self._gated(local.times(value, padding), query, value)
-        kernel = self._kernel(value)
-        if padding is None or kernel.itself is None:
-            mixed = kernel.times(value, kernel.scale)
+            return self._gated(local.times(tokens.values, tokens.weights, tokens.own), query, tokens.value)
+        kernel = self._kernel(tokens.values)
+        if tokens.weights is None or kernel.itself is None:
+            mixed = kernel.times(tokens.values, kernel.scale)
         else:
-            seen = kernel.times(padding[:, None, :, None])
+            seen = kernel.times(tokens.weights)
             # Every query that exists sees itself. The others may be so far from all keys that only rounding
             # errors are left of their sum.
-            mixed = kernel.times(value) / torch.maximum(seen, kernel.itself)
-        return self._gated(mixed, query, value)
+            mixed = kernel.times(tokens.values) / torch.maximum(seen, tokens.least(kernel.itself))
+        return self._gated(mixed, query, tokens.value)
 
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
         """See Mixer.initial_state: the coefficients, and the last values in float32 at least.
@@ -174,7 +185,14 @@ class ToeplitzOperator(Mixer):
         left = self.spec.window[0]
         kept = length if left is None else min(length, left + 1)
         coefficients = self.coefficients(length)[..., :kept].to(like.device, at_least_float32(like.dtype))
-        return empty_ring(coefficients, batch, self.spec.kv_heads, self.spec.value_dim, self.normalise)
+        return empty_ring(coefficients, batch, self.spec.kv_heads, self.spec.value_dim, self.counted)
+
+    @property
+    def counted(self) -> tuple[int, int] | None:
+        """Heads and channels of what a state counts tokens by, where rows are normalised."""
+        if not self.normalise:
+            return None
+        return (1, 1) if self.key_weights is None else (self.spec.kv_heads, self.channels)
 
     def check_steps(self, length: int) -> None:
         """Raise NoStepError or ValueError where there can be no state for so many tokens."""
@@ -196,31 +214,25 @@ class ToeplitzOperator(Mixer):
     ) -> tuple[Tensor, State]:
         """See Mixer.step. A token costs as many products per channel as tokens are remembered."""
         assert value is not None
-        value, exist = self._existing(value, padding)
-        mixed, seen, state = self._advance(state, value, exist)
+        token = weighed(value, padding, key, self.key_weights)
+        mixed, seen, state = self._advance(state, token.values, token.counted() if self.normalise else None)
         if seen is not None:
-            mixed = mixed / torch.maximum(seen, state["itself"])
-        return self._gated(mixed, query, value), state
+            mixed = mixed / torch.maximum(seen, token.least(state["itself"]))
+        return self._gated(mixed, query, token.value), state
 
     def state_after(self, length: int, **operands: Tensor | None) -> State:
         """See Mixer.state_after."""
-        value, padding = operands["value"], operands.get("padding")
+        value = operands["value"]
         assert value is not None
         state = self.initial_state(value.shape[0], length, value)
         if "kernel" not in state:
             return super().state_after(length, **operands)
-        return self._filled(state, *self._existing(value, padding))
+        tokens = weighed(value, operands.get("padding"), operands.get("key"), self.key_weights)
+        return self._filled(state, tokens.values, tokens.counted() if self.normalise else None)
 
     def _filled(self, state: State, value: Tensor, exist: Tensor | None) -> State:
         """The empty state with the first tokens in it, see `fill_ring`."""
         return fill_ring(state, value, exist)
-
-    def _existing(self, value: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Values (B, G, T, E), 0 where there is no token, and where rows are normalised, (B, 1, T, 1), 1 or 0."""
-        exist = existing_tokens(padding, value)[:, None, :, None]
-        if padding is not None:
-            value = value.masked_fill(~exist, 0.0)
-        return value, exist.to(value.dtype) if self.normalise else None
 
     def _advance(self, state: State, value: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor | None, State]:
         """What the token sees (B, H, 1, E), the sum of its coefficients where rows are normalised, the new state."""
@@ -254,7 +266,7 @@ class ToeplitzOperator(Mixer):
         return self._local.get((reach, dtype), parameters, make)
 
     def _parameters_of_kernel(self) -> list[Tensor]:
-        return [each for name, each in self.named_parameters() if not name.startswith("gate.")]
+        return [each for name, each in self.named_parameters() if not name.startswith(("gate.", "key_weights."))]
 
     def _kernel(self, value: Tensor) -> Kernel:
         """For values (B, G, T, E); kept between calls in plain inference."""

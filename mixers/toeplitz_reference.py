@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from remixer.mixers.convolution import toeplitz_matrix
+from remixer.mixers.key_weights import MOST
 from remixer.mixers.spec import AttentionSpec
 
 
@@ -17,6 +18,7 @@ def toeplitz_mixer_reference(
     config: Any,
     parameters: Mapping[str, Tensor],
     query: Tensor | None,
+    key: Tensor | None,
     value: Tensor,
     padding: Tensor | None,
 ) -> Tensor:
@@ -27,6 +29,7 @@ def toeplitz_mixer_reference(
         config: a Toeplitz config.
         parameters: of the mixer, by name, in float32 at least.
         query: (B, H, T, D), where the gate reads it.
+        key: (B, G, T, D), where tokens are weighed by it.
         value: (B, G, T, E).
         padding: (B, T) bool, True where a key exists, or None.
 
@@ -37,7 +40,7 @@ def toeplitz_mixer_reference(
     offsets = range(0 if spec.causal else 1 - T, T)
     sequence = [_coefficient(k, spec, config, parameters) for k in offsets]
     coefficients = torch.stack(sequence, -1).unflatten(0, (spec.heads, -1))
-    return operator_reference(spec, config, coefficients, parameters, query, value, padding, config.normalise)
+    return operator_reference(spec, config, coefficients, parameters, query, key, value, padding, config.normalise)
 
 
 def operator_reference(
@@ -46,6 +49,7 @@ def operator_reference(
     coefficients: Tensor,
     parameters: Mapping[str, Tensor],
     query: Tensor | None,
+    key: Tensor | None,
     value: Tensor,
     padding: Tensor | None,
     normalise: bool,
@@ -58,8 +62,13 @@ def operator_reference(
     coefficients = coefficients.to(dtype)
     P = toeplitz_matrix(coefficients, spec.causal) * exist[:, None, None, None]  # (B, H, E or 1, T, T)
     if normalise:
-        itself = coefficients[..., 0 if spec.causal else T - 1]
-        P = P / torch.maximum(P.sum(-1), itself[..., None])[..., None]
+        itself = coefficients[..., 0 if spec.causal else T - 1][..., None]
+        if config.weigh == "key" and key is not None:
+            held = (key.to(dtype) * exist[:, None, :, None]).repeat_interleave(spec.groups, 1)
+            maps = parameters["key_weights.weight"].to(dtype).repeat_interleave(spec.groups, 0)
+            weights = torch.exp(MOST * torch.tanh(torch.einsum("bhjd,hde->bhej", held, maps) / MOST))
+            P, itself = P * weights[..., None, :], itself * weights
+        P = P / torch.maximum(P.sum(-1), itself)[..., None]
     mixed = torch.einsum("bheij,bhje->bhie", P.expand(-1, -1, E, -1, -1), wide * exist[:, None, :, None])
     if config.gate != "none":
         operand = query.to(dtype) if config.gate == "query" and query is not None else wide * exist[:, None, :, None]

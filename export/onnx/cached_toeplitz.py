@@ -16,7 +16,8 @@ class CachedToeplitz(ToeplitzMixer):
     """The numbers of a Toeplitz mixer in eval mode. A token costs what the tokens before it do, no more.
 
     Its state is kernel (H, E or 1, N), the coefficients t_{N-1} to t_0; values (B, G, E, P), P being 0 at first, or
-    how far back a window reaches; where rows are normalised, exist (B, P), and itself, t_0 as a divisor.
+    how far back a window reaches; where rows are normalised, itself, t_0 as a divisor, and exist (B, P) or, where keys
+    are weighed, what they weigh (B, G, E or 1, P).
     """
 
     of_tokens = ("exist",)
@@ -54,15 +55,17 @@ class CachedToeplitz(ToeplitzMixer):
         if self.normalise:
             state["itself"] = coefficients[..., 0].clamp(min=torch.finfo(dtype).tiny)[:, None]
             state["exist"] = like.new_zeros(batch, past, dtype=torch.bool)
+            if self.key_weights is not None:
+                state["exist"] = like.new_zeros(batch, self.spec.kv_heads, self.channels, past, dtype=dtype)
         return state
 
     def _filled(self, state: State, value: Tensor, exist: Tensor | None) -> State:
         """See ToeplitzOperator._filled."""
-        return self._kept(_extended(state, value, exist))
+        return self._kept(self._extended(state, value, exist))
 
     def _advance(self, state: State, value: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor | None, State]:
         """See ToeplitzOperator._advance."""
-        state = _extended(state, value, exist)
+        state = self._extended(state, value, exist)
         kernel, values = state["kernel"], state["values"]
         S = values.shape[-1]
         weights = kernel.narrow(-1, kernel.shape[-1] - S, S)
@@ -72,8 +75,10 @@ class CachedToeplitz(ToeplitzMixer):
         else:
             mixed = (values[:, :, None] * by_head).sum(-1)
         mixed, seen = mixed.flatten(1, 2)[:, :, None], None
-        if exist is not None:
+        if exist is not None and self.key_weights is None:
             seen = state["exist"].to(values.dtype)[:, None, None] @ weights.transpose(1, 2)
+        elif exist is not None:
+            seen = (state["exist"][:, :, None] * by_head).sum(-1).flatten(1, 2)[:, :, None]
         return mixed, seen, self._kept(state)
 
     def _kept(self, state: State) -> State:
@@ -84,10 +89,10 @@ class CachedToeplitz(ToeplitzMixer):
         names = ("values", "exist") if self.normalise else ("values",)
         return {**state, **{name: state[name].narrow(-1, S - past, past) for name in names}}
 
-
-def _extended(state: State, value: Tensor, exist: Tensor | None) -> State:
-    """The state with further tokens: value (B, G, T, E), exist (B, 1, T, 1) for a state that counts."""
-    new = {"values": value.transpose(2, 3)}
-    if exist is not None:
-        new["exist"] = exist[:, 0, :, 0]
-    return {**state, **{name: torch.cat([state[name], each.to(state[name].dtype)], -1) for name, each in new.items()}}
+    def _extended(self, state: State, value: Tensor, exist: Tensor | None) -> State:
+        """The state with further tokens: value (B, G, T, E), exist (B, G or 1, T, E or 1) for a state that counts."""
+        new = {"values": value.transpose(2, 3)}
+        if exist is not None:
+            new["exist"] = exist[:, 0, :, 0] if self.key_weights is None else exist.transpose(2, 3)
+        longer = {name: torch.cat([state[name], each.to(state[name].dtype)], -1) for name, each in new.items()}
+        return {**state, **longer}

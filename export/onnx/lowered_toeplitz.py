@@ -16,6 +16,7 @@ from remixer.export.onnx.block_transform import (
     product,
     transform,
 )
+from remixer.mixers.key_weights import weighed
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.toeplitz_kernel import row_sums
 from remixer.mixers.toeplitz_operator import ToeplitzOperator
@@ -25,14 +26,14 @@ class LoweredToeplitz(nn.Module):
     """The numbers of a Toeplitz mixer in eval mode, without an FFT.
 
     Args:
-        mixer: is read, and its encoder and gate are shared.
+        mixer: is read, and its encoder, gate and key weights are shared.
         tokens: the length, where it is fixed: what depends on it alone is then computed here, once.
     """
 
     def __init__(self, mixer: ToeplitzOperator, tokens: int | None) -> None:
         super().__init__()
         self.spec, self.normalise, self.gates = mixer.spec, mixer.normalise, mixer.config.gate
-        self.gate = mixer.gate
+        self.gate, self.key_weights = mixer.gate, mixer.key_weights
         self.mixer = mixer if tokens is None else None
         down, up = by_rows(mixer.encoder.dtype)
         self.register_buffer("down", down, persistent=False)
@@ -64,8 +65,7 @@ class LoweredToeplitz(nn.Module):
         """See Mixer.forward."""
         assert value is not None
         T, dtype, causal = value.shape[2], at_least_float32(value.dtype), self.spec.causal
-        if padding is not None:
-            value = value.masked_fill(~padding[:, None, :, None], 0.0)
+        tokens = weighed(value, padding, key, self.key_weights)
         sums = itself = None
         if self.mixer is None:
             turns = Factors(*map(self.get_buffer, Factors._fields))
@@ -78,13 +78,13 @@ class LoweredToeplitz(nn.Module):
             spectrum = _spectrum(coefficients, turns, T, causal)
             if self.normalise:
                 sums, itself = (each.transpose(1, 2) for each in row_sums(coefficients, causal))
-        mixed = _times(spectrum, value.to(dtype), turns)
+        mixed = _times(spectrum, tokens.values.to(dtype), turns)
         if sums is not None and itself is not None:
-            if padding is not None:
-                sums = torch.maximum(_times(spectrum, padding[:, None, :, None].to(dtype), turns), itself)
+            if tokens.weights is not None:
+                sums = torch.maximum(_times(spectrum, tokens.weights.to(dtype), turns), tokens.least(itself))
             mixed = mixed / sums
         if self.gate is not None:
-            operand = query if self.gates == "query" else value
+            operand = query if self.gates == "query" else tokens.value
             assert operand is not None
             mixed = mixed * self.gate(operand)
         return mixed.to(value.dtype)

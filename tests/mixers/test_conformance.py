@@ -20,6 +20,8 @@ VARIANTS = {
         Toeplitz(per="head", normalise=False, decay=1.0),
         Toeplitz(decay=0.9, learn_decay=True, normalise=False),
         Toeplitz(decay=0.95, learn_decay=True, per="head", gate="value"),
+        Toeplitz(weigh="key", gate="value"),
+        Toeplitz(weigh="key", per="head", decay=None),
     ],
     "frequency_toeplitz": [
         FrequencyToeplitz(gate="value", per="head"),

@@ -17,6 +17,7 @@ ALL = [
     ("toeplitz", Toeplitz()),
     ("toeplitz", Toeplitz(normalise=False, per="head", gate="query")),
     ("toeplitz", Toeplitz(decoding="state_space")),
+    ("toeplitz", Toeplitz(weigh="key", gate="value")),
     ("frequency_toeplitz", FrequencyToeplitz(gate="value")),
     ("softmax", SoftmaxConfig()),
 ]

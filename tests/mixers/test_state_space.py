@@ -60,7 +60,7 @@ def test_beyond_n_tokens_the_kernel_repeats_itself_and_fades():
 def test_steps_are_the_sums_over_earlier_tokens():
     t = torch.rand(4, 3, 20, dtype=torch.float64)
     values, exist = torch.randn(2, 2, 20, 3, dtype=torch.float64), (torch.rand(2, 1, 20, 1) > 0.3).double()
-    state = empty_states(t, log_of(0.95), batch=2, heads=2, channels=3, counts=True)
+    state = empty_states(t, log_of(0.95), batch=2, heads=2, channels=3, counted=(1, 1))
     kernel = (t * 0.95 ** torch.arange(20, dtype=torch.float64)).transpose(1, 2)
     for i in range(20):
         mixed, seen, state = step_states(state, (values * exist)[:, :, i, None], exist[:, :, i, None])

@@ -73,6 +73,28 @@ def test_a_start_is_nearly_the_attention_where_that_goes_by_offsets(causal, gate
     assert error(mixer, operands, target) < 0.1 * before
 
 
+@pytest.mark.parametrize("per", ["channel", "head"])
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("causal", [True, False])
+@torch.no_grad()
+def test_what_an_attention_looks_for_everywhere_is_found(causal, padding, per):
+    one, operands, _ = positional(causal, masks()[padding])
+    generator = torch.Generator().manual_seed(1)
+    # The same in all places; heads that read the same keys look for the same.
+    operands["query"] = torch.randn(1, 2, 1, 8, generator=generator).repeat_interleave(2, 1).expand(3, 4, T, 8)
+    target = Softmax(one)(**operands)
+    mixer = ToeplitzMixer(one, Toeplitz(weigh="key", per=per, decay=None))
+    reached = []
+    for starter in mixer.starters():
+        starter.watch(target, operands)
+        starter.settle()
+        reached.append(error(mixer, operands, target))
+    assert reached[-1] < 0.5 * reached[0]
+    assert mixer.key_weights is not None
+    found, wanted = mixer.key_weights.weight.mean(-1), 0.3 * operands["query"][0, ::2, 0]
+    assert float((found - wanted).norm()) < 0.15 * float(wanted.norm())
+
+
 @torch.no_grad()
 def test_sequences_of_several_lengths_count_together():
     one = spec(causal=True)

@@ -54,6 +54,8 @@ MIXERS = {
     "toeplitz": Toeplitz(),
     "dyadic": LongShort(window=8, segment=2, memory="dyadic", per_size=2),
     "toeplitz_by_head": Toeplitz(per="head", gate="query", normalise=False),
+    "weighed": Toeplitz(weigh="key"),
+    "weighed_by_head": Toeplitz(weigh="key", per="head", gate="value"),
 }
 QUICK = 1
 EACH = [pytest.param(name, marks=[] if i < QUICK else pytest.mark.slow) for i, name in enumerate(MIXERS)]

@@ -33,6 +33,7 @@ CHOICES = [
     Toeplitz(),
     pytest.param(LongShort(window=33, rank=0, sinks=0), marks=pytest.mark.slow),
     pytest.param(Toeplitz(per="head", gate="query", normalise=False), marks=pytest.mark.slow),
+    pytest.param(Toeplitz(weigh="key"), marks=pytest.mark.slow),
 ]
 
 

@@ -16,14 +16,17 @@ CONFIGS = [
     Toeplitz(normalise=False, gate="value"),
     Toeplitz(learn_decay=True, per="head", normalise=False),
     FrequencyToeplitz(gate="value"),
+    Toeplitz(weigh="key", gate="value"),
+    Toeplitz(weigh="key", per="head"),
 ]
 
 
 def mixer_for(config, **changes):
     torch.manual_seed(0)
     mixer = get(config.name)(dataclasses.replace(SPEC, **changes), config).double().eval()
-    if mixer.gate is not None:
-        torch.nn.init.normal_(mixer.gate.weight)
+    for module in (mixer.gate, mixer.key_weights):
+        if module is not None:
+            torch.nn.init.normal_(module.weight)
     return mixer
 
 
@@ -33,13 +36,14 @@ def mixer_for(config, **changes):
 @torch.no_grad()
 def test_it_gives_the_mixers_numbers(config, causal, T):
     mixer = mixer_for(config, causal=causal)
-    query, value = torch.randn(3, 4, T, 8, dtype=torch.float64), torch.randn(3, 2, T, 6, dtype=torch.float64)
+    shapes = {"query": (3, 4, T, 8), "key": (3, 2, T, 8), "value": (3, 2, T, 6)}
+    given = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
     holes = torch.rand(3, T) > 0.3
     for tokens in (T,) if config.name == "frequency_toeplitz" else (None, T):
         lowered = LoweredToeplitz(mixer, tokens)
         for padding in (None, torch.ones(3, T, dtype=torch.bool), holes):
             exist = torch.ones(3, T, dtype=torch.bool) if padding is None else padding
-            got, want = (each(query=query, value=value, padding=padding).transpose(1, 2) for each in (lowered, mixer))
+            got, want = (each(**given, padding=padding).transpose(1, 2) for each in (lowered, mixer))
             assert_close(got, want, where=exist)
 
 

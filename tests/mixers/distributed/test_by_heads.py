@@ -14,6 +14,7 @@ CUT = [
     Toeplitz(),
     Toeplitz(gate="query", per="head", normalise=False),
     Toeplitz(gate="value", learn_decay=True, decay=0.9),
+    Toeplitz(weigh="key"),
     LongShort(window=6, segment=2, rank=2),
     LongShort(window=6, segment=2, rank=2, dual_norm="per_head", project_from="source", counted=False),
     LongShort(window=6, segment=2, rank=0, retrieve=2, retrieve_block=2),

@@ -68,6 +68,7 @@ MIXERS = {
     "softmax": "softmax",
     "long_short": LongShort(window=16, segment=4, memory=3),
     "toeplitz": Toeplitz(),
+    "weighed": Toeplitz(weigh="key"),
 }
 
 

@@ -58,6 +58,23 @@ def test_greedy_tokens_are_those_of_the_whole_model(pair, mixer):
     assert torch.equal(generate(small, ids, 40, mask), written)
 
 
+def test_each_layer_remembers_what_its_own_keys_weigh(pair):
+    small = pair("llama", "weighed")[1]
+    torch.manual_seed(1)
+    for name, weight in small.named_parameters():
+        if "key_weights" in name:  # at their start all keys weigh the same, and layers could share that
+            torch.nn.init.normal_(weight)
+    ids, mask = prompts(3)
+    written, exist = ids, mask
+    for _ in range(20):
+        places = (exist.cumsum(1) - 1).clamp(min=0)
+        with torch.no_grad():
+            logits = small(input_ids=written, attention_mask=exist, position_ids=places)["logits"]
+        chosen = logits[:, -1:].argmax(-1)
+        written, exist = torch.cat([written, chosen], 1), torch.cat([exist, torch.ones_like(chosen)], 1)
+    assert torch.equal(generate(small, ids, 20, mask), written)
+
+
 @pytest.mark.parametrize("options", [
     {"do_sample": True},
     {"temperature": 0.7, "top_k": 20},

@@ -232,14 +232,16 @@ class Mixer(nn.Module, abc.ABC):
         assert value is not None
         if torch.compiler.is_compiling():
             raise NoStepError(f"{self.config.name!r} takes tokens in one by one with these options, a graph can't")
+        if "query" in self.operands and operands.get("query") is None:
+            raise NoStepError(f"{self.config.name!r} needs the queries of the tokens before too, with these options")
         state = self.initial_state(value.shape[0], length, value)
         for t in range(value.shape[2]):
-            _, state = self.step(state, **{name: _token(name, each, t) for name, each in operands.items()})
+            _, state = self.step(state, **{name: token_of(name, each, t) for name, each in operands.items()})
         return state
 
 
-def _token(name: str, operand: Tensor | None, t: int) -> Tensor | None:
-    """What `step` is given of an operand for a token."""
+def token_of(name: str, operand: Tensor | None, t: int) -> Tensor | None:
+    """What `step` is given of an operand of several tokens, see `Mixer.forward`, for one of them."""
     if operand is None or name in ("bias", "sink"):
         return operand
     return operand.narrow(1 if name in ("padding", "source") else 2, t, 1)

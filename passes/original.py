@@ -8,11 +8,13 @@ from typing import Any, Self
 
 from remixer.passes.errors import ExtendError
 from remixer.passes.extend_positions import ExtendPositions
+from remixer.passes.recognise_attention import RULES
 from remixer.passes.select import Selection
 from remixer.passes.sites import named_nodes, sites_of
 from remixer.passes.substitute import Substitute
 from remixer.passes.sweep import Sweep
 from remixer.rewrite.program import Program
+from remixer.rewrite.rule import Rule
 
 
 class Original:
@@ -21,13 +23,17 @@ class Original:
     Args:
         recognised: before any attention was replaced; its weights are those of the model that was given, not copies.
         extend: how the rewritten model was made to take longer inputs, or None.
+        rules: by which its attentions were recognised.
 
     Attributes:
         extend: as given.
+        rules: as given.
     """
 
-    def __init__(self, recognised: Program, extend: ExtendPositions | None = None) -> None:
-        self._recognised, self.extend = recognised, extend
+    def __init__(
+        self, recognised: Program, extend: ExtendPositions | None = None, rules: tuple[Rule, ...] = RULES
+    ) -> None:
+        self._recognised, self.extend, self.rules = recognised, extend, rules
 
     @functools.cached_property
     def swept(self) -> Program:

@@ -82,20 +82,25 @@ def sequence(streaming: Streaming, batch: int, tokens: int, *, padded: bool = Fa
 
 def existing(streaming: Streaming, call: tuple[Any, Any]) -> Tensor | None:
     """(B, T) bool, which tokens of a call exist, or None if it has no mask."""
-    masks = [leaf for leaf in pytree.tree_leaves(call) if is_mask(leaf) and leaf.dim() == 2]
+    own = [leaf for node, leaf in _inputs(streaming, call) if node.name not in streaming.other]
+    masks = [leaf for leaf in own if is_mask(leaf) and leaf.dim() == 2]
     return masks[0].bool() if masks else None
 
 
+def _inputs(streaming: Streaming, call: tuple[Any, Any]) -> list[tuple[fx.Node, Tensor]]:
+    """The placeholders that are tensors, each with its tensor of a call."""
+    return list(zip(inputs_of(streaming.program), tensors_in(call), strict=True))
+
+
 def pieces(streaming: Streaming, call: tuple[Any, Any], at_once: int, then: int = 1) -> Iterator[Piece]:
-    """A call's first tokens, then so many after the other."""
-    nodes = inputs_of(streaming.program)
-    tensors = tensors_in(call)
-    dims = [token_dimension(node, streaming.tokens) for node in nodes]
-    total = next(tensor.shape[dim] for tensor, dim in zip(tensors, dims, strict=True) if dim is not None)
+    """A call's first tokens, then so many after the other. What is of another sequence comes with the first."""
+    given = [(node, tensor, token_dimension(node, streaming.tokens)) for node, tensor in _inputs(streaming, call)]
+    total = next(tensor.shape[dim] for _, tensor, dim in given if dim is not None)
     for start, stop in [(0, at_once), *((t, min(t + then, total)) for t in range(at_once, total, then))]:
         cut = [
             tensor if dim is None else tensor.narrow(dim, start, stop - start)
-            for tensor, dim in zip(tensors, dims, strict=True)
+            for node, tensor, dim in given
+            if start == 0 or node.name not in streaming.other
         ]
         yield Piece(start, stop, cut)
 

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from remixer.mixers import Mixer
 from remixer.mixers.offset_bias import OffsetBias
 from remixer.passes.errors import StreamError
+from remixer.passes.other_sequence import OtherSequence, sizes_from
 from remixer.passes.streamed_site import AtOnce, Step, lasting_entries
 from remixer.rewrite.effects import remove_dead_code
 from remixer.rewrite.program import Program, shape_of
@@ -35,11 +36,13 @@ class Builder:
         self.before: dict[str, fx.Node] = {}  # what it was
         self.shared: dict[Any, str] = {}
         self.moving = _moving(self.graph)
+        self.other = OtherSequence.of(self.source, tokens)
 
     def build(self) -> tuple[fx.GraphModule, list[str]]:
         """The graph module, and the names of its state."""
+        self._keep_other()
         for node in list(self.graph.nodes):
-            if "site" in node.meta:
+            if "site" in node.meta and steps_through(node, self.tokens):
                 self._site(node)
             elif node.op == "call_function":
                 self._function(node)
@@ -48,6 +51,20 @@ class Builder:
         self._drop_dead()
         module = fx.GraphModule(self.module, self.graph)
         return module.eval(), sorted(self.state)
+
+    def _keep_other(self) -> None:
+        """What is read of another sequence becomes part of the state, which a step hands on."""
+        nodes = {node.name: node for node in self.graph.nodes}
+        for each in self.other.kept:
+            node, name = nodes[each], f"other.{each}"
+            self.state[name] = node
+            if not self.at_once:
+                self.state[name] = past = self._past(name)
+                past.meta = {"val": node.meta["val"]}
+                node.replace_all_uses_with(past)
+        if not self.at_once:
+            here = [node for node in self.graph.find_nodes(op="placeholder") if node.name not in self.other.inputs]
+            sizes_from(self.graph, self.other, here)
 
     def _site(self, node: fx.Node) -> None:
         mixer = self.module.get_submodule(str(node.target))
@@ -186,15 +203,23 @@ class Builder:
     def _drop_dead(self) -> None:
         """Nodes that nothing reads any more, and inputs that are no tensors."""
         remove_dead_code(self.graph)
-        tensors = {node.name for node in inputs_of(self.source)}
+        gone = () if self.at_once else self.other.inputs
+        tensors = {node.name for node in inputs_of(self.source) if node.name not in gone}
         for node in self.graph.find_nodes(op="placeholder"):
             if node not in self.before.values() and node.name not in tensors:
                 if node.users:
-                    raise StreamError(f"cannot stream: input {node.target!r} is no tensor")
+                    told = "is read by its tokens anew" if node.name in gone else "is no tensor"
+                    raise StreamError(f"cannot stream: input {node.target!r} {told}")
                 self.graph.erase_node(node)
         last = [node for node in self.graph.find_nodes(op="placeholder") if node not in self.before.values()][-1]
         for name in sorted(self.before, reverse=True):
             last.append(self.before[name])
+
+
+def steps_through(node: fx.Node, tokens: sympy.Symbol) -> bool:
+    """Whether a site's keys are those of the tokens: then it has a state. All others are of another sequence."""
+    value = node.kwargs.get("value")
+    return not isinstance(value, fx.Node) or token_dimension(value, tokens) is not None
 
 
 def inputs_of(program: Program) -> list[fx.Node]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from remixer.mixers import Mixer
-from remixer.mixers.base import State
+from remixer.mixers.base import State, token_of
 from remixer.mixers.eager import plain_inference
 
 
@@ -32,6 +32,8 @@ class AtOnce(nn.Module):
 class Step(nn.Module):
     """`Mixer.step`, taking the state's entries by position, and giving the new ones behind the output.
 
+    Several tokens go one after the other if the mixer takes no more at once.
+
     Args:
         mixer: of the site.
         entries: the names of what is taken and given, in this order.
@@ -47,8 +49,18 @@ class Step(nn.Module):
     def forward(self, *state: Tensor, **operands: Tensor | None) -> tuple[Tensor, ...]:
         """The output, and the new entries."""
         given = {name: self._own(name, entry) for name, entry in zip(self.entries, state, strict=True)}
-        mixed, new = self.mixer.step(given | {name: self.get_buffer(name) for name in self.lasting}, **operands)
-        return (mixed, *(new[name] for name in self.entries))
+        lasting = {name: self.get_buffer(name) for name in self.lasting}
+        value = operands["value"]
+        assert value is not None
+        if self.mixer.steps_several or value.shape[2] == 1:
+            mixed, given = self.mixer.step(given | lasting, **operands)
+            return (mixed, *(given[name] for name in self.entries))
+        each = []
+        for t in range(value.shape[2]):
+            one = {name: token_of(name, operand, t) for name, operand in operands.items()}
+            mixed, given = self.mixer.step(given | lasting, **one)
+            each.append(mixed)
+        return (torch.cat(each, 2), *(given[name] for name in self.entries))
 
     def _own(self, name: str, entry: Tensor) -> Tensor:
         """What mixers alike share is copied where a step may write in place: the next one reads it as it was."""

@@ -28,8 +28,14 @@ PAGES = {
         {"transfer.safetensors", "transfer.png", "plan.json"},
     ),
     "generation.md": (
-        3,
-        ("torch.Size([2, 24])", "as before: True", "transformer.h.0.attn.key", "as transformers writes: True"),
+        4,
+        (
+            "torch.Size([2, 24])",
+            "as before: True",
+            "transformer.h.0.attn.key",
+            "translated: torch.Size([2, 13])",
+            "as transformers writes: True",
+        ),
         set(),
     ),
     "artifacts.md": (
@@ -38,6 +44,11 @@ PAGES = {
         {"artifact"},
     ),
     "view.md": (1, ("11 graphs",), {"small.html", "model.html"}),
+    "in_place.md": (
+        2,
+        ("transformer.h.1.attn.mixer.pooling", "long_short", "as saved: True", "mixers left: []"),
+        {"small"},
+    ),
     "fine_tuning.md": (4, ("losses", "train_loss"), {"half.pt", "trained"}),
     "tutorial.md": (
         8,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from typing import Literal, TypeVar, overload
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -11,6 +12,8 @@ from torch.export import ExportedProgram
 from remixer import mixers
 from remixer.distillation.transferring import transfer as learn
 from remixer.errors import NoAttentionError
+from remixer.in_place.errors import InPlaceError
+from remixer.in_place.putting import check_takes_mixers, put_inside
 from remixer.mixers import MixerConfig
 from remixer.passes.errors import UnsupportedAttentionError
 from remixer.passes.extend_positions import ExtendPositions
@@ -38,6 +41,7 @@ from remixer.viewing.trace import Trace
 
 Choice = str | MixerConfig | None
 Rules = tuple[Rule, ...]
+M = TypeVar("M", bound=nn.Module)
 
 
 def explain(model: nn.Module | ExportedProgram, inputs: Inputs | None = None, *, rules: Rules = RULES) -> Report:
@@ -62,7 +66,41 @@ def explain(model: nn.Module | ExportedProgram, inputs: Inputs | None = None, *,
     """
     if isinstance(model, Remixed):
         return model.report
+    if (inside := getattr(model, "remixed_in_place", None)) is not None and inside.report is not None:
+        return inside.report
     return report_of(recognise(model, inputs, rules), "understood")
+
+
+@overload
+def remix(
+    model: nn.Module | ExportedProgram,
+    mixer: Choice | Mapping[str, Choice] | Plan,
+    inputs: Inputs | None = None,
+    *,
+    transfer: Iterable[Inputs] | None = None,
+    strict: bool = False,
+    rules: Rules = RULES,
+    max_length: int | None = None,
+    positions: How = "repeat",
+    rotary: Rotary | None = None,
+    trained_length: int | None = None,
+    trace: bool = False,
+    in_place: Literal[False] = False,
+) -> Remixed: ...
+
+
+@overload
+def remix(
+    model: M,
+    mixer: Choice | Mapping[str, Choice] | Plan,
+    inputs: Inputs | None = None,
+    *,
+    transfer: Iterable[Inputs] | None = None,
+    strict: bool = False,
+    rules: Rules = RULES,
+    trace: bool = False,
+    in_place: Literal[True],
+) -> M: ...
 
 
 def remix(
@@ -78,12 +116,13 @@ def remix(
     rotary: Rotary | None = None,
     trained_length: int | None = None,
     trace: bool = False,
-) -> Remixed:
+    in_place: bool = False,
+) -> nn.Module:
     r"""A copy of a model in which the chosen attentions are replaced by other token mixers.
 
-    The model passed in is never changed, and its weights are kept with the result, for `transfer` to learn from.
-    Attentions that are not chosen, not understood, or whose meaning the mixer can't carry over, are kept as they are,
-    and the report says why.
+    The model passed in is never changed, unless `in_place` asks for that, and its weights are kept with the result, for
+    `transfer` to learn from. Attentions that are not chosen, not understood, or whose meaning the mixer can't carry
+    over, are kept as they are, and the report says why.
 
     Args:
         model: any module that `torch.export.export` takes, or what it gave.
@@ -101,10 +140,14 @@ def remix(
         rotary: how to slow rotary embeddings down for `max_length`, "interpolate" or "ntk"; None leaves them.
         trained_length: the longest input of training, for `rotary`, where nothing in the graph tells.
         trace: keep the graph after each pass, as text, for `remixer.view`.
+        in_place: put the mixers inside the model itself, a `PreTrainedModel` whose attention goes through transformers'
+            attention interface, so that all that works with it goes on working; `remixer.undo` takes them out again.
+            The model so changed is run beside the graph before it is handed back.
 
     Returns:
         A `torch.fx.GraphModule` with the model's call signature, its output structure and the names of its
-        weights, in the model's training or eval mode, with a `report`.
+        weights, in the model's training or eval mode, with a `report`. In place, the model itself, of which `explain`
+        gives the report.
 
     Raises:
         CaptureError: the inputs don't fit the model, or torch.export refuses it.
@@ -114,6 +157,7 @@ def remix(
         AlreadyRemixedError: the model was rewritten before.
         UnsupportedAttentionError: strict, and a chosen site can't take its mixer.
         ExtendError: something ends before `max_length`, and it can't be told how it goes on.
+        InPlaceError: the mixers can't stand inside this model, with the reason; it is as it was.
 
     Example:
         >>> import torch
@@ -122,6 +166,10 @@ def remix(
         >>> small(torch.zeros(1, 100, 32)).shape, small.report.order
         (torch.Size([1, 100, 32]), 'n log n')
     """
+    if in_place:
+        check_takes_mixers(model)
+        if max_length is not None:
+            raise InPlaceError("in_place leaves a model's tables as they are: max_length is for graphs")
     if mixer == "auto" and transfer is None:
         raise ValueError('mixer="auto" measures what each attention bears: give data as transfer=')
     selection = Selection(()) if mixer == "auto" or isinstance(mixer, Plan) else _selection(mixer)
@@ -131,14 +179,14 @@ def remix(
     missed = missed_sites(steps)
     if not names:
         raise NoAttentionError(_nothing_found(steps, missed), report_of(steps, "understood"))
-    original = Original(steps.program, extend)
+    original = Original(steps.program, extend, rules)
     if mixer == "auto":
         assert transfer is not None
         mixer = plan_for(original.program, transfer, Wish())
     if isinstance(mixer, Plan):
         selection = mixer.selection
         steps.split(SplitHeads(mixer.splits)(steps.program))
-        original = Original(steps.program, extend)
+        original = Original(steps.program, extend, rules)
         names = [site.name for site in sites_of(steps.program)]
     selection.check([*names, *missed])
     _refuse_missed(selection, missed, strict)
@@ -159,6 +207,9 @@ def remix(
         result.meta["trace"] = steps.trace
     if transfer is not None:
         learn(result, transfer)
+    if in_place:
+        assert isinstance(model, nn.Module)  # of transformers
+        return put_inside(model, result)
     return result
 
 

@@ -11,6 +11,10 @@ from remixer.generation.adapting import as_transformers
 from remixer.generation.decoding import Decoder
 from remixer.generation.errors import GenerationError
 from remixer.generation.generating import generate, generate_stream
+from remixer.in_place.errors import InPlaceError
+from remixer.in_place.placing import undo
+from remixer.in_place.putting import put_inside
+from remixer.in_place.reading import from_pretrained
 from remixer.keeping import load, save
 from remixer.mixers import (
     AttentionSpec,
@@ -58,6 +62,7 @@ __all__ = [
     "ExtendError",
     "FrequencyToeplitz",
     "GenerationError",
+    "InPlaceError",
     "LongShort",
     "Match",
     "Miss",
@@ -93,17 +98,20 @@ __all__ = [
     "evaluation",
     "explain",
     "export",
+    "from_pretrained",
     "generate",
     "generate_stream",
     "load",
     "mixers",
     "passes",
     "plan",
+    "put_inside",
     "register",
     "remix",
     "restore",
     "rewrite",
     "save",
     "transfer",
+    "undo",
     "view",
 ]

@@ -40,5 +40,6 @@ def _refuse_remixed(model: nn.Module | ExportedProgram) -> None:
         if isinstance(module, Mixer):
             raise AlreadyRemixedError(
                 f"{type(model).__name__} is already rewritten: {module.config.name!r} stands at {path}. "
-                "Remix the original model, with all that you want in one mapping"
+                "Remix the original model, with all that you want in one mapping; remixer.undo gives it back where "
+                "mixers were put inside"
             )

@@ -14,7 +14,9 @@ from torch.utils import _pytree as pytree
 from remixer.generation.errors import GenerationError
 from remixer.generation.feeds import Feeds
 from remixer.passes.errors import StreamError
+from remixer.passes.exact_sites import exact_sites
 from remixer.passes.prove_stream import prove_stream, sequence
+from remixer.passes.recognise_attention import RULES
 from remixer.passes.stream import stream
 from remixer.passes.streamed_site import Step
 from remixer.rewrite.agreement import mode
@@ -33,10 +35,10 @@ class Decoder:
     first where two texts go on from one.
 
     Args:
-        model: what `remixer.remix` gave. Every attention of it has to be a mixer that goes token by token: "softmax"
-            keeps one as it was, with a cache of its keys and values. Capture it with the `attention_mask` for prompts
-            that are padded, and with `position_ids` if the model takes them: positions then count the tokens that
-            exist; otherwise they count all.
+        model: what `remixer.remix` gave. Every attention of it has to be a mixer that goes token by token, or have been
+            understood: one that was kept goes on from its keys and values, as by "softmax". Capture the model with the
+            `attention_mask` for prompts that are padded, and with `position_ids` if it takes them: positions then count
+            the tokens that exist; otherwise they count all.
         length: how many tokens there may be in all, prompt included.
 
     Attributes:
@@ -56,14 +58,17 @@ class Decoder:
             )
         if length < 2:
             raise GenerationError(f"length counts the tokens of prompt and answer, at least 2, got {length}")
-        program = _on_its_device(Program.of(model))
+        with _evaluated(model):
+            program = _on_its_device(Program.of(model))
+            if _keeps_some(model):
+                program = exact_sites(program, model.meta["original"].rules if "original" in model.meta else RULES)
         self.length, self.model = length, model
-        self._feeds = Feeds.of(program)
         if fixed := [str(one) for one in program.static if one.dim == 0]:
             raise GenerationError(f"a decoder takes any number of rows, and here {fixed[0]}")
-        with self._evaluated():
+        with _evaluated(model):
             try:
                 self._streaming = stream(program, length)
+                self._feeds = Feeds.of(program, self._streaming.other)
                 most = program.limits.get(self._streaming.tokens, (0, None))[1]
                 if most is not None and length > most:
                     raise GenerationError(f"the model takes no more than {most} tokens, not {length}")
@@ -71,7 +76,7 @@ class Decoder:
             except StreamError as error:
                 raise GenerationError(str(error)) from error
             steps = [module for module in self._streaming.step.modules() if isinstance(module, Step)]
-            self._several = all(step.mixer.steps_several for step in steps) and self._proven(CHUNK)
+            self._several = self._proven(CHUNK)
             self._logits = self._which_is_logits()
             self._lasting = any(step.lasting for step in steps)
             self._made_from = self._weights()
@@ -80,15 +85,22 @@ class Decoder:
 
     @property
     def stale(self) -> bool:
-        """Whether the model's weights were moved, or changed where something was computed from them, since."""
+        """Whether since then weights were moved, exchanged, or changed that something was computed from."""
         return self._made_from != self._weights()
 
-    def prefill(self, tokens: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, State]:
+    def prefill(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        source: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, State]:
         """The logits of a prompt's last token, and the state after it.
 
         Args:
             tokens: (B, T) token ids; shorter prompts are padded on the left.
             attention_mask: (B, T), 1 or True where a token exists, or None where all do.
+            source: what the model reads of another sequence, by the names that it was captured with: the inputs of an
+                encoder. What is made of it is part of the state.
 
         Returns:
             (B, 1, vocabulary), and the state.
@@ -103,7 +115,8 @@ class Decoder:
             )
         exist = self._existing(tokens, attention_mask)
         self._check_room(0, tokens.shape[1])
-        results = self._run(self._streaming.prefill, self._feeds.tensors(tokens, exist, 0))
+        self._feeds.check(len(tokens), source)
+        results = self._run(self._streaming.prefill, self._feeds.tensors(tokens, exist, 0, source or {}))
         count = torch.full((1,), tokens.shape[1], device=tokens.device)
         return self._taken(results, {"tokens": count, "existing": exist.sum(1)})
 
@@ -111,7 +124,7 @@ class Decoder:
         """The logits of further tokens, and the state after them. The state given is taken over: its dict is emptied.
 
         Args:
-            tokens: (B, T) token ids, one or more a row. Where a mixer takes one at a time, they go one by one.
+            tokens: (B, T) token ids, one or more a row. A mixer that takes one at a time is given them one by one.
             state: of the tokens before.
             attention_mask: (B, T), 1 or True where a token exists, or None where all do.
 
@@ -137,15 +150,22 @@ class Decoder:
             logits.append(each)
         return torch.cat(logits, 1) if len(logits) > 1 else logits[0], state
 
-    def whole(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def whole(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        source: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """The logits of all tokens (B, T, vocabulary), by the model itself, as it was captured; gradients flow.
 
         Args:
             tokens: (B, T) token ids.
             attention_mask: (B, T), 1 or True where a token exists, or None where all do.
+            source: see `prefill`.
         """
         exist = self._existing(tokens, attention_mask)
-        given = iter(self._feeds.tensors(tokens, exist, 0))
+        self._feeds.check(len(tokens), source)
+        given = iter(self._feeds.tensors(tokens, exist, 0, source or {}))
         program = self._streaming.program
         args, kwargs = pytree.tree_map(
             lambda leaf: next(given) if isinstance(leaf, Tensor) else leaf, (program.args, dict(program.kwargs))
@@ -177,7 +197,7 @@ class Decoder:
 
     def _run(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Any:
         # A state made in inference mode could not be written to outside of it.
-        with torch.inference_mode(False), torch.no_grad(), self._evaluated():
+        with torch.inference_mode(False), torch.no_grad(), _evaluated(self.model):
             return graph(*inputs)
 
     def _taken(self, results: tuple[Tensor, ...], own: State) -> tuple[Tensor, State]:
@@ -241,17 +261,27 @@ class Decoder:
         device = self._made_from[0]
         shapes = []
         for rows in (2, 3):
-            _, state = self.prefill(torch.zeros(rows, 2, dtype=torch.int64, device=device))
+            ids = torch.zeros(rows, 2, dtype=torch.int64, device=device)
+            _, state = self.prefill(ids, source=self._example_source(rows))
             shapes.append({name: tensor.shape for name, tensor in state.items()})
         found: dict[str, int | None] = {}
         for name, shape in shapes[0].items():
             found[name] = next((d for d, size in enumerate(shape) if size != shapes[1][name][d]), None)
         return found
 
+    def _example_source(self, rows: int) -> dict[str, Tensor]:
+        """What the program's example has of another sequence, of so many rows."""
+        tensors = tensors_in(sequence(self._streaming, rows, 2))
+        return {
+            name: tensor
+            for (name, role, _), tensor in zip(self._feeds.roles, tensors, strict=True)
+            if role == "source"
+        }  # fmt: skip
+
     def _check_last_position(self) -> None:
         """Whether tables of positions reach as far as the longest text."""
         one = torch.zeros(1, 1, dtype=torch.int64, device=self._made_from[0])
-        _, state = self.prefill(one)
+        _, state = self.prefill(one, source=self._example_source(1))
         last = self.length - 1
         for name in state:
             if name in ("tokens", "existing", "position") or name.startswith("sum."):
@@ -261,17 +291,25 @@ class Decoder:
         except (IndexError, RuntimeError) as error:
             raise GenerationError(f"the model has no position for token {last}: {error}") from error
 
-    def _evaluated(self) -> contextlib.AbstractContextManager[None]:
-        return mode(self.model, training=False) if self.model.training else contextlib.nullcontext()
-
-    def _weights(self) -> tuple[torch.device, int]:
-        """The device of the weights, and, where something was computed from them, how often they were written to."""
-        written = sum(weight._version for weight in self.model.parameters()) if self._lasting else 0
-        return _device(self.model), written
+    def _weights(self) -> tuple[torch.device, int, list[tuple[int, torch.dtype]]]:
+        """The device, which weights these are, and how often they were written to, if something was made from them."""
+        weights = list(self.model.parameters())
+        written = sum(weight._version for weight in weights) if self._lasting else 0
+        return _device(self.model), written, [(id(weight), weight.dtype) for weight in weights]
 
 
 def _device(model: fx.GraphModule) -> torch.device:
     return next((weight.device for weight in model.parameters()), torch.device("cpu"))
+
+
+def _evaluated(model: fx.GraphModule) -> contextlib.AbstractContextManager[None]:
+    return mode(model, training=False) if model.training else contextlib.nullcontext()
+
+
+def _keeps_some(model: fx.GraphModule) -> bool:
+    """Whether attentions were kept that had been understood."""
+    report = model.meta.get("report")
+    return report is not None and any(site.status == "kept" and site.spec is not None for site in report.sites)
 
 
 def _on_its_device(program: Program) -> Program:

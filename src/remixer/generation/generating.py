@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from remixer.generation.choosing import Choice, Choose
 from remixer.generation.decoding import Decoder
 from remixer.generation.errors import GenerationError
+from remixer.generation.keeping import kept_decoder
 from remixer.generation.stopping import Stop
 
 
@@ -48,13 +49,15 @@ def generate(
     stop_strings: str | Collection[str] = (),
     tokenizer: Any = None,
     pad: int | None = None,
+    source: Mapping[str, Tensor] | None = None,
     stream: Callable[[Tensor], object] | None = None,
     **sampling: Unpack[Sampling],
 ) -> Tensor:
     """Token ids with a rewritten model's continuation, from a state that goes on token by token.
 
     Args:
-        model: what `remixer.remix` gave, see `Decoder`, or a decoder, which is built once for many texts.
+        model: what `remixer.remix` gave, see `Decoder`, or a decoder, which is built once for many texts. The one that
+            is built for a model is kept with it, for texts that are no longer.
         tokens: (B, T) token ids of prompts; shorter ones are padded on the left.
         max_new_tokens: how many to add at most.
         attention_mask: (B, T), 1 or True where a token of a prompt exists, or None where all do.
@@ -62,6 +65,7 @@ def generate(
         stop_strings: what ends a row once it is in the text written.
         tokenizer: that has `decode`, for stop strings.
         pad: stands behind a row that has ended before others; by default its last token does.
+        source: what the model reads of another sequence, see `Decoder.prefill`.
         stream: called with the ids (B,) of every new token.
         sampling: see `Sampling`: temperature, top_k, top_p, min_p, repetition_penalty, do_sample, seed, choose. All but
             the last three are logits processors of transformers, which has to be installed for them.
@@ -83,6 +87,7 @@ def generate(
         stop_strings=stop_strings,
         tokenizer=tokenizer,
         pad=pad,
+        source=source,
         **sampling,
     ):
         found.append(token[:, None])
@@ -101,6 +106,7 @@ def generate_stream(
     stop_strings: str | Collection[str] = (),
     tokenizer: Any = None,
     pad: int | None = None,
+    source: Mapping[str, Tensor] | None = None,
     **sampling: Unpack[Sampling],
 ) -> Iterator[Tensor]:
     """`generate`, giving the ids (B,) of one new token after the other. What is wrong is raised at the call."""
@@ -123,8 +129,8 @@ def generate_stream(
             )
         decoder = model
     else:
-        decoder = Decoder(model, total)
-    return _written(decoder, tokens, mask, max_new_tokens, chooser, ends, pad)
+        decoder = kept_decoder(model, total)
+    return _written(decoder, tokens, mask, max_new_tokens, chooser, ends, pad, source)
 
 
 def _written(
@@ -135,9 +141,10 @@ def _written(
     chooser: Callable[[Tensor, Tensor], Tensor],
     ends: Stop,
     pad: int | None,
+    source: Mapping[str, Tensor] | None,
 ) -> Iterator[Tensor]:
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    logits, state = decoder.prefill(tokens, mask)
+    logits, state = decoder.prefill(tokens, mask, source)
     text = tokens
     for new in range(1, most + 1):
         chosen = chooser(text, logits[:, -1]).to(tokens.dtype)

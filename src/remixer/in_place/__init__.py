@@ -1,0 +1,1 @@
+"""Mixers inside a model of transformers, through its own attention interface."""

@@ -51,7 +51,7 @@ PAGES = {
     ),
     "fine_tuning.md": (4, ("losses", "train_loss"), {"half.pt", "trained"}),
     "tutorial.md": (
-        8,
+        7,
         ("6 attentions: 6 understood", "grows as n", "the same after loading: True", "calls compared", "tokens read: "),
         {"small", "small.onnx", "small.onnx.json"},
     ),

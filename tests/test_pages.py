@@ -88,3 +88,15 @@ def test_the_figures_of_fine_tuning_are_those_of_the_results():
         cells = (row["mixer"], row["transfer_steps"], row["trained"], f"{row['loss']:.2f}", f"{row['accuracy']:.0%}")
         assert "| " + " | ".join(map(str, cells)) + " |" in page
     assert result["command"] in page
+
+
+def test_the_figures_of_artifacts_are_those_of_the_results():
+    result = json.loads((ROOT / "benchmarks" / "results" / "artifacts.json").read_text(encoding="utf-8"))
+    page = (DOCS / "artifacts.md").read_text(encoding="utf-8")
+    for row in result["rows"]:
+        seconds = (f"{row[name]:.2f} s" for name in ("save CPU s", "load CPU s"))
+        sizes = (f"{row['weights MB']:.1f} MB", f"{row['graph MB']:.2f} MB", row["nodes"])
+        cells = (row["model"], "yes" if row["original"] else "no", *seconds, *sizes)
+        assert "| " + " | ".join(map(str, cells)) + " |" in page
+        assert row["same outputs"]
+    assert result["command"] in page

@@ -124,7 +124,7 @@ def _made(record: ModuleRecord, recorder: Recorder) -> nn.Module:
     if record.kind == "mixer":
         if record.spec is None or record.config is None:
             raise TypedError(f"the mixer at {record.path!r:.80} has no spec or no config")
-        return _mixer(record.spec, record.config)
+        return empty_mixer(record.spec, record.config)
     if record.kind == "graph":
         if record.graph is None:
             raise TypedError(f"the graph at {record.path!r:.80} is missing")
@@ -134,8 +134,12 @@ def _made(record: ModuleRecord, recorder: Recorder) -> nn.Module:
     return Dropout(record.p, record.drops) if record.kind == "dropout" else DropoutProbability(record.p)
 
 
-def _mixer(spec: AttentionSpec, config: MixerConfig) -> Mixer:
-    """A mixer whose weights have no memory yet, if it can be made so: they come from the file."""
+def empty_mixer(spec: AttentionSpec, config: MixerConfig) -> Mixer:
+    """A mixer whose weights have no memory yet, if it can be made so: they come from a file.
+
+    Raises:
+        TypedError: no attention of this spec could have been replaced by it.
+    """
     kind = mixers.mixer_of(config)
     reason = kind.supports(spec, config)
     if reason is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -42,11 +42,13 @@ class Recorder:
         env: what torch knows of the symbols.
         symbols: by name.
         mode: in which tensors have no memory.
+        known: tensors that were made, by dtype, shape and strides: nodes that are alike share one.
     """
 
     env: ShapeEnv
     symbols: Mapping[str, sympy.Symbol]
     mode: FakeTensorMode
+    known: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, env: ShapeEnv, symbols: Mapping[str, sympy.Symbol]) -> Recorder:
@@ -65,9 +67,12 @@ class Recorder:
             case {"dtype": dtype, "shape": list(shape), "stride": list(stride), **rest} if not rest:
                 if len(shape) != len(stride) or len(shape) > MOST_DIMS:
                     raise TypedError(f"a shape of {len(shape)} sizes and {len(stride)} strides is none")
-                sizes, steps = ([self._size(each) for each in sides] for sides in (shape, stride))
-                with self.mode:
-                    return torch.empty_strided(sizes, steps, dtype=dtype_of(dtype))
+                key = repr((dtype, shape, stride))
+                if key not in self.known:
+                    sizes, steps = ([self._size(each) for each in sides] for sides in (shape, stride))
+                    with self.mode:
+                        self.known[key] = torch.empty_strided(sizes, steps, dtype=dtype_of(dtype))
+                return self.known[key]
             case {"number": number, **rest} if not rest:
                 return symbolic(size_of(number, self.symbols), self.env)
             case {"is": bool() | int() | float() | str() as value, **rest} if not rest:

@@ -76,11 +76,11 @@ class Partition:
                     write_tensors(draft / weights, write_graph(self.exported(stage), draft / graph))
                 except TypedError as error:
                     raise PartitionError(f"can't save this partition: {error}") from error
-                for file in (graph, weights):
-                    found = digest(draft / file)
-                    start, end = file.split(".")
+                for kind in (graph, weights):
+                    found = digest(draft / kind)
+                    start, end = kind.split(".")
                     named = f"{start}.{found[:12]}.{end}"  # of its content: it replaces none of an earlier partition
-                    (draft / file).rename(draft / named)
+                    (draft / kind).rename(draft / named)
                     prints[named] = found
             replace(self.plan, fingerprint=prints).write(draft / PLAN)
             folder.mkdir(exist_ok=True)

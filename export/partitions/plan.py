@@ -144,8 +144,8 @@ class PartitionPlan:
             raise TypedError(f"a mesh of {self.mesh} doesn't fit {len(self.stages)} stages")
         if not {"remixer", "torch"} <= self.versions.keys():
             raise TypedError("it doesn't say which remixer and torch wrote it")
-        for stage in range(max(1, len(self.stages))):
-            self.files(stage)
+        for number in range(max(1, len(self.stages))):
+            self.files(number)
 
     def files(self, stage: int) -> tuple[str, str]:
         """Names of the files with the graph and the weights of a stage: they tell their content.

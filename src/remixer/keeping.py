@@ -123,14 +123,14 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         report = typed(Report, found.told.get("report"), "report")
         transfers = typed(tuple[TransferReport, ...], found.told.get("transfers"), "transfers")
         extend = typed(ExtendPositions | None, found.told.get("extend"), "extend")  # type: ignore[arg-type]
-    inputs = _tensors(found, "example")
-    remixed = _program(found, "graph", _tensors(found, "weights"), inputs).graph_module
+    inputs, weights = _tensors(found.file("example")), found.file("weights")
+    remixed = _program(found, "graph", _tensors(weights), inputs).graph_module
     assert isinstance(remixed, Remixed)
     remixed.meta |= {"report": report, "transfers": transfers}
     if "original" in found.files:
         # Read once more, since what is trained must not change the original.
-        own = {f"{OWN}{name}": tensor for name, tensor in _tensors(found, "original_weights").items()}
-        program = _program(found, "original", _tensors(found, "weights") | own, inputs)
+        own = {f"{OWN}{name}": tensor for name, tensor in _tensors(found.file("original_weights")).items()}
+        program = _program(found, "original", _tensors(weights) | own, inputs)
         program.graph_module.to(device)
         remixed.meta["original"] = Original(program, extend)
     return remixed.to(device)
@@ -162,8 +162,7 @@ def _original(program: Program, record: ProgramRecord, tensors: Tensors) -> tupl
     return with_keys(other, keys), {name: tensor for name, tensor in others.items() if name not in common}
 
 
-def _tensors(found: Folder, part: Part) -> dict[str, Tensor]:
-    path = found.file(part)
+def _tensors(path: Path) -> dict[str, Tensor]:
     with reading(path):
         return read_tensors(path)
 

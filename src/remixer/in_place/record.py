@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from remixer.mixers import AttentionSpec, Mixer, get
+from remixer.mixers import AttentionSpec, Mixer, MixerConfig, mixer_of
 
 NAME = "remixer"  # of the attention, for transformers
 
@@ -23,19 +22,34 @@ def configs_of(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
     ]
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A mixer inside: its attention and its options."""
+
+    spec: AttentionSpec
+    config: MixerConfig
+
+    def mixer(self) -> Mixer:
+        """A mixer of these options for that attention, its weights new."""
+        return mixer_of(self.config).from_attention(self.spec, self.config)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """All that the config says.
+
+    Attributes:
+        form: of the model's own attention.
+        masks: that it may ask for.
+        mixers: by the path of the attention.
+    """
+
+    form: str
+    masks: list[str]
+    mixers: dict[str, Entry]
+
+
 def entry_of(mixer: Mixer) -> dict[str, Any]:
     """A mixer's attention and options."""
     spec = asdict(mixer.spec)
     return {"spec": {**spec, "dtype": str(mixer.spec.dtype).removeprefix("torch.")}, "config": mixer.config.to_dict()}
-
-
-def mixer_from(entry: dict[str, Any]) -> Mixer:
-    """A mixer of these options for that attention, its weights new.
-
-    Raises:
-        UnknownMixerError: no mixer has this name.
-    """
-    spec, config = dict(entry["spec"]), dict(entry["config"])
-    spec |= {"dtype": getattr(torch, spec["dtype"]), "window": tuple(spec["window"])}
-    kind = get(config.pop("mixer"))
-    return kind.from_attention(AttentionSpec(**spec), kind.Config(**config))

@@ -130,8 +130,8 @@ NAMES = (
         "plan",
         "checkpoint",
         "partition",
-        "partition's graph.json",
-        "partition's weights.safetensors",
+        "partition's graph",
+        "partition's weights",
         "decoder",
     ),
 )

@@ -1,5 +1,6 @@
 """Models written once, and run by several processes together."""
 
+import copy
 import json
 import re
 import shutil
@@ -11,7 +12,8 @@ from reader import Reader, inputs
 
 import remixer
 from remixer import Toeplitz
-from remixer.export import PartitionError, partition
+from remixer.export import PartitionError, files, partition
+from remixer.export.partitions.plan import PartitionPlan
 from remixer.testing import assert_close
 
 
@@ -70,6 +72,33 @@ def test_what_is_written(parts):
     assert plan["error"] < 1e-5
     weights = next(folder.glob("weights.*.safetensors")).stat().st_size
     assert next(folder.glob("graph.*.json")).stat().st_size < weights + 100_000  # the weights are written once
+
+
+def test_a_save_that_is_cut_off_leaves_the_earlier_one(small, tmp_path, monkeypatch):
+    folder = tmp_path / "parts"
+    partition(small, 2, scheme="ring").save(folder)
+    before = PartitionPlan.read(folder)
+    other = copy.deepcopy(small)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(1.0)
+    replace = files.os.replace
+
+    def until_the_plan(source, target):
+        if target.name == "plan.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", until_the_plan)
+        with pytest.raises(KeyboardInterrupt):
+            partition(other, 2, scheme="ring").save(folder)
+    assert len(list(folder.glob("weights.*"))) == 2, "it was cut off in the middle"
+    assert PartitionPlan.read(folder) == before
+    assert all(files.digest(folder / name) == found for name, found in before.fingerprint.items())
+    partition(other, 2, scheme="ring").save(folder)
+    assert PartitionPlan.read(folder).fingerprint != before.fingerprint
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_auto_says_why(small):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Hashable
 from typing import Any, Generic, TypeVar
 
-import remixer
+from remixer.export.versions import versions
 from remixer.passes.base import Pass
 from remixer.report import Report
 from remixer.viewing.snapshot import NodeView, Value
@@ -38,7 +38,7 @@ def payload_of(story: Story) -> str:
     stages = [_stage(stage, nodes) for stage in story.trace.stages]
     plain = {
         "model": story.model,
-        "version": remixer.__version__,
+        "versions": versions(),
         "notes": [*(story.report.notes if story.report else ()), *story.notes],
         "letters": story.trace.letters,
         "classes": story.trace.classes,

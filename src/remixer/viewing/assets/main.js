@@ -20,14 +20,15 @@ function refresh() {
 function describe(pane, graph) {
   pane.title.replaceChildren(graph.stage.title);
   const most = viewer.largest(graph);
-  pane.facts.replaceChildren(viewer.countText(graph.nodes.length, "node"));
+  const count = viewer.countText(graph.nodes.length, "node");
+  pane.facts.replaceChildren(most ? `${count} · largest` : count);
   if (!most) return;
   const link = make(
     "button",
     { type: "button", class: `link ${most.node.steep ? "steep" : ""}`, title: "The largest value at this length, weights aside", click: () => viewer.select({ kind: "node", name: most.node.name }) },
     `${most.node.value.shape} ${viewer.bytesText(most.bytes)}`,
   );
-  pane.facts.append("· largest", link);
+  pane.facts.append(link);
 }
 
 // How the items of a pane look: their classes, chips and words.
@@ -211,6 +212,7 @@ function summary() {
   const steepest = graph => Math.max(0, ...graph.drawn.map(node => node.steep));
   const [first, last] = [steepest(viewer.graph(0)), steepest(viewer.graph(stages.length - 1))];
   document.getElementById("model").textContent = viewer.data.model;
+  document.querySelector(".brand").title = Object.entries(viewer.data.versions).map(([name, version]) => `${name} ${version}`).join(", ");
   const parts = [viewer.countText(viewer.data.sites.length, "attention")];
   if (report) parts.push(`grows as ${viewer.growthText(report.order)}${first > last ? `, was ${viewer.growthText(`n^${first}`)}` : ""}`);
   document.getElementById("summary").textContent = parts.join(" · ");

@@ -24,9 +24,9 @@ class KeyStart(Starter):
 
     It goes up the sum of attention times log P, which is concave in u: its gradient is what keys get above what P gives
     them, sum of (attention - P)_ij k_j, and minus its second derivative the covariance of the keys under the rows of P.
-    A step is damped, divided by 1 + its own length (Nesterov, 2004, "Introductory Lectures on Convex Optimization", section
-    4.1.5): none changes the logarithms of the weights by more than about 1, and several end near the best u. All channels
-    of a head start alike.
+    A step is damped, divided by 1 + its own length (Nesterov, 2004, "Introductory Lectures on Convex Optimization",
+    section 4.1.5): none changes the logarithms of the weights by more than about 1, and several end near the best u. All
+    channels of a head start alike.
     """
 
     def __init__(self, mixer: ToeplitzMixer) -> None:

@@ -1,4 +1,4 @@
-"""A closed-form start of what keys weigh in a Toeplitz mixer: by how much more they get than their offset explains."""
+"""Closed-form starts of a Toeplitz mixer that weighs keys: of their weights, and of coefficients beside these."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.key_weights import MOST
 from remixer.mixers.start import Starter, some_rows
+from remixer.mixers.toeplitz_start import fit_coefficients
 
 if TYPE_CHECKING:
     from remixer.mixers.toeplitz import ToeplitzMixer
 
-STEPS = 4  # of Newton's: on pretrained models a fifth changes next to nothing
+STEPS = 4  # of Newton's: on a pretrained model the last one changes next to nothing
 _RIDGE = 1e-2  # of the largest eigenvalue
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -24,9 +26,9 @@ class KeyStart(Starter):
 
     It goes up the sum of attention times log P, which is concave in u: its gradient is what keys get above what P gives
     them, sum of (attention - P)_ij k_j, and minus its second derivative the covariance of the keys under the rows of P.
-    A step is damped, divided by 1 + its own length (Nesterov, 2004, "Introductory Lectures on Convex Optimization", section
-    4.1.5): none changes the logarithms of the weights by more than about 1, and several end near the best u. All channels
-    of a head start alike.
+    A step is damped, divided by 1 + its own length (Nesterov, 2004, "Introductory Lectures on Convex Optimization",
+    section 4.1.5): none changes the logarithms of the weights by more than about 1, and several end near the best u.
+    All channels of a head start alike.
     """
 
     def __init__(self, mixer: ToeplitzMixer) -> None:
@@ -59,6 +61,40 @@ class KeyStart(Starter):
         step = step / (1.0 + moves)
         weight = self.mixer.key_weights.weight
         weight.add_(step[..., None].to(weight.dtype))
+
+
+class OffsetStart(Starter):
+    """Coefficients beside what keys weigh: t_k times what the attention gives the offset k over what P gives it.
+
+    A step of iterative proportional fitting (Deming and Stephan, 1940), which never makes attention times log P less;
+    then the encoder is fitted as at the first start.
+    """
+
+    def __init__(self, mixer: ToeplitzMixer) -> None:
+        self.mixer = mixer
+        self._sums: list[Tensor] = []  # of each batch, (2 H + 1, 2 T - 1)
+
+    def watch(self, target: Tensor, operands: Mapping[str, Tensor]) -> None:
+        """See Starter.watch."""
+        rows, wanted, given, _ = _both(self.mixer, operands)
+        T, exist = wanted.shape[-1], operands.get("padding")
+        present = wanted.new_ones(1, T) if exist is None else exist.double()
+        pairs = present[:, rows, None] * present[:, None]
+        masses = torch.cat([wanted.flatten(1, 2).sum(0), given.flatten(1, 2).sum(0), pairs.sum(0, keepdim=True)])
+        place = (rows[:, None] - torch.arange(T, device=rows.device) + T - 1).flatten()
+        self._sums.append(masses.new_zeros(len(masses), 2 * T - 1).index_add_(1, place, masses.flatten(1)))
+
+    def settle(self) -> None:
+        """See Starter.settle."""
+        longest = max(each.shape[1] for each in self._sums)
+        pads = [(longest - each.shape[1]) // 2 for each in self._sums]
+        sums = torch.stack([F.pad(each, (pad, pad)) for each, pad in zip(self._sums, pads, strict=True)]).sum(0)
+        wanted, given = sums[:-1].chunk(2)
+        T = (longest + 1) // 2
+        now = self.mixer.coefficients(T).double().mean(1)
+        now = F.pad(now, (longest - now.shape[1], 0))
+        fitted = now * wanted / given.clamp(min=_TINY)
+        fit_coefficients(self.mixer, fitted / fitted.amax(1, keepdim=True).clamp(min=_TINY), wanted, sums[-1])
 
 
 class _Both(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from remixer.mixers.base import State
 from remixer.mixers.decay import Decay, fixed_decay
-from remixer.mixers.key_start import STEPS, KeyStart
+from remixer.mixers.key_start import STEPS, KeyStart, OffsetStart
 from remixer.mixers.registry import register
 from remixer.mixers.spec import AttentionSpec
 from remixer.mixers.start import Starter
@@ -89,7 +89,9 @@ class ToeplitzMixer(ToeplitzOperator):
 
     def starters(self) -> tuple[Starter, ...]:
         """See Mixer.starters."""
-        keys = [KeyStart(self) for _ in range(STEPS if self.key_weights is not None else 0)]
+        keys: list[Starter] = []
+        if self.key_weights is not None:
+            keys = [*(KeyStart(self) for _ in range(STEPS)), OffsetStart(self), KeyStart(self)]
         return (ProfileStart(self), *keys, *((GateScale(self),) if self.gate is not None else ()))
 
     def coefficients(self, tokens: int) -> Tensor:

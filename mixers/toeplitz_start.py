@@ -37,26 +37,37 @@ class ProfileStart(Starter):
 
     def settle(self) -> None:
         """See Starter.settle."""
-        mixer, last = self.mixer, self.mixer.encoder.last
         given, pairs = self.seen.weights()
-        wanted = self.seen.shares() if mixer.normalise else given / pairs.clamp(min=1.0)
-        T = (given.shape[1] + 1) // 2
-        if mixer.spec.causal:
-            given, pairs, wanted = given[:, T - 1 :], pairs[T - 1 :], wanted[:, T - 1 :]
-        offsets = mixer.offsets(T)
-        fade = mixer.fade(offsets).double()
-        fade = fade.mean(1) if fade.dim() == 3 else fade.expand_as(wanted)
-        wanted = wanted.clamp(min=_LEAST).log() - fade if mixer.normalise else wanted / fade.exp().clamp(min=_LEAST)
-        read = mixer.encoder.features(offsets).double()
-        read = torch.cat([read, read.new_ones(len(read), 1)], 1)
-        for head, (targets, weight) in enumerate(zip(wanted, given, strict=True)):
-            relevance = weight / weight.sum() + _EVERY * pairs / pairs.sum()
-            gram = read.T @ (relevance[:, None] * read)
-            gram.diagonal().add_(_RIDGE * torch.linalg.eigvalsh(gram)[-1])
-            solved = torch.linalg.solve(gram, read.T @ (relevance * targets))
-            rows = slice(head * mixer.channels, (head + 1) * mixer.channels)
-            last.weight[rows] = solved[:-1].to(last.weight.dtype)
-            last.bias[rows] = solved[-1].to(last.bias.dtype)
+        wanted = self.seen.shares() if self.mixer.normalise else given / pairs.clamp(min=1.0)
+        fit_coefficients(self.mixer, wanted, given, pairs)
+
+
+def fit_coefficients(mixer: ToeplitzMixer, wanted: Tensor, given: Tensor, pairs: Tensor) -> None:
+    """Bring a mixer's coefficients near to these by least squares; to logarithms where rows are normalised.
+
+    Args:
+        mixer: whose encoder's last layer is set.
+        wanted: (H, 2 T - 1), of the offsets -(T-1) to T-1, in float64.
+        given: how much an offset counts, likewise.
+        pairs: how often it was seen, (2 T - 1,).
+    """
+    last, T = mixer.encoder.last, (given.shape[1] + 1) // 2
+    if mixer.spec.causal:
+        given, pairs, wanted = given[:, T - 1 :], pairs[T - 1 :], wanted[:, T - 1 :]
+    offsets = mixer.offsets(T)
+    fade = mixer.fade(offsets).double()
+    fade = fade.mean(1) if fade.dim() == 3 else fade.expand_as(wanted)
+    wanted = wanted.clamp(min=_LEAST).log() - fade if mixer.normalise else wanted / fade.exp().clamp(min=_LEAST)
+    read = mixer.encoder.features(offsets).double()
+    read = torch.cat([read, read.new_ones(len(read), 1)], 1)
+    for head, (targets, weight) in enumerate(zip(wanted, given, strict=True)):
+        relevance = weight / weight.sum() + _EVERY * pairs / pairs.sum()
+        gram = read.T @ (relevance[:, None] * read)
+        gram.diagonal().add_(_RIDGE * torch.linalg.eigvalsh(gram)[-1])
+        solved = torch.linalg.solve(gram, read.T @ (relevance * targets))
+        rows = slice(head * mixer.channels, (head + 1) * mixer.channels)
+        last.weight[rows] = solved[:-1].to(last.weight.dtype)
+        last.bias[rows] = solved[-1].to(last.bias.dtype)
 
 
 class GateScale(Starter):

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from remixer.mixers import AttentionSpec, Softmax, Toeplitz
+from remixer.mixers.key_start import OffsetStart
 from remixer.mixers.start import Profile
 from remixer.mixers.toeplitz import ToeplitzMixer
+from remixer.mixers.toeplitz_start import ProfileStart
 
 T = 41
 
@@ -93,6 +95,26 @@ def test_what_an_attention_looks_for_everywhere_is_found(causal, padding, per):
     assert mixer.key_weights is not None
     found, wanted = mixer.key_weights.weight.mean(-1), 0.3 * operands["query"][0, ::2, 0]
     assert float((found - wanted).norm()) < 0.15 * float(wanted.norm())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@torch.no_grad()
+def test_a_first_token_that_all_look_for_is_not_taken_for_an_offset(causal):
+    torch.manual_seed(0)
+    one, operands, _ = positional(causal, masks()["right"])
+    query = torch.tensor([1.5] + [0.0] * 7)
+    operands["query"] = query.expand(3, 4, T, 8)
+    operands["key"][:, :, 0] += 3.0 * query
+    target = Softmax(one)(**operands)
+    mixer = ToeplitzMixer(one, Toeplitz(weigh="key", decay=None))
+    assert mixer.key_weights is not None
+    mixer.key_weights.weight[:] = 0.3 * query[:, None]  # what is so; a start finds it
+    reached = []
+    for starter in (ProfileStart(mixer), *(OffsetStart(mixer) for _ in range(4))):
+        starter.watch(target, operands)
+        starter.settle()
+        reached.append(error(mixer, operands, target))
+    assert reached[4] < reached[1] < 0.97 * reached[0], reached  # what is left is what the encoder can't give
 
 
 @torch.no_grad()

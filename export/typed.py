@@ -62,7 +62,7 @@ def read_text(path: Path) -> str:
 def plain(value: Any) -> Any:
     """A dataclass, or what it is made of, as what JSON can hold.
 
-    Example:
+    Examples:
         >>> plain(mixers.Toeplitz().to_dict() | {"far": float("inf"), "dtype": torch.float16})["dtype"]
         'float16'
     """
@@ -96,7 +96,7 @@ def typed(kind: type[T], found: Any, where: str = "") -> T:
         UnknownMixerError: it is the config of a mixer that is not installed.
         MixerConfigError: it is a config with values that no attention could take.
 
-    Example:
+    Examples:
         >>> typed(MixerConfig, {"mixer": "long_short", **mixers.LongShort(window=3).to_dict()}).window
         3
     """

@@ -19,7 +19,7 @@ def versions() -> dict[str, str]:
 def too_new(made: Mapping[str, str]) -> str:
     """Which package is of an earlier version here than where a file was made, or "".
 
-    Example:
+    Examples:
         >>> too_new({"remixer": "0.0.1", "torch": "99.1.2"})[:29]
         'it was written by torch 99.1.'
     """

@@ -71,7 +71,7 @@ def transform_length(tokens: int) -> int:
     The least of 1, 9/8, 5/4 and 3/2 times a power of two: these are quick, and at most a third too long. In a graph
     twice the tokens, which can be written without knowing how many they are.
 
-    Example:
+    Examples:
         >>> [transform_length(tokens) for tokens in (1, 2, 3, 100, 1024, 1025)]
         [2, 4, 6, 256, 2048, 2304]
     """

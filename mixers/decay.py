@@ -20,7 +20,7 @@ class Decay(nn.Module):
         heads: H.
         channels: E, or 1 for one lambda per head.
 
-    Example:
+    Examples:
         >>> fade = Decay(0.9, heads=2, channels=3)(torch.tensor([-1, 0, 2])).exp()
         >>> fade.shape, bool((fade[..., 0] > 0.9).all()), bool((fade[..., 1] == 1.0).all())
         (torch.Size([2, 3, 3]), True, True)

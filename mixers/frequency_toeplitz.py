@@ -118,7 +118,7 @@ def causal_response(real: Tensor) -> Tensor:
     Returns:
         (..., T + 1), complex, its real part being the given one.
 
-    Example:
+    Examples:
         >>> real = torch.randn(9, dtype=torch.float64)
         >>> response = causal_response(real)
         >>> torch.allclose(response.real, real), bool(torch.fft.irfft(response)[9:].abs().max() < 1e-15)

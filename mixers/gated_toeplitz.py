@@ -39,7 +39,7 @@ class GatedToeplitzUnit(nn.Module):
     Raises:
         MixerConfigError: an option has a value that no unit could take.
 
-    Example:
+    Examples:
         >>> import torch
         >>> unit = GatedToeplitzUnit(64, causal=True)
         >>> unit(torch.zeros(2, 100, 64)).shape
@@ -137,7 +137,7 @@ class ToeplitzBlock(nn.Module):
     Raises:
         MixerConfigError: an option has a value that no unit could take.
 
-    Example:
+    Examples:
         >>> import torch
         >>> block = ToeplitzBlock(64, causal=True)
         >>> block(torch.zeros(2, 100, 64), torch.ones(2, 100, dtype=torch.bool)).shape

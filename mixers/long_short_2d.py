@@ -37,7 +37,7 @@ class LongShort2d(nn.Module):
     Raises:
         MixerConfigError: the options don't go together.
 
-    Example:
+    Examples:
         >>> layer = LongShort2d(64, heads=4)
         >>> layer(torch.zeros(2, 15, 20, 64)).shape
         torch.Size([2, 15, 20, 64])

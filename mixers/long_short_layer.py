@@ -43,7 +43,7 @@ class LongShortAttention(nn.Module):
     Raises:
         MixerConfigError: the options don't go together.
 
-    Example:
+    Examples:
         >>> layer = LongShortAttention(64, heads=4, global_tokens=1)
         >>> layer(torch.zeros(2, 100, 64)).shape
         torch.Size([2, 100, 64])

@@ -81,7 +81,7 @@ class AttentionSpec:
     def __str__(self) -> str:
         """In words, for reports.
 
-        Example:
+        Examples:
             >>> print(AttentionSpec(heads=9, kv_heads=3, head_dim=64, value_dim=64, scale=0.125, causal=True))
             9 heads on 3 of 64, causal, scale 0.125
         """

@@ -29,7 +29,7 @@ class Toeplitz2d(nn.Module):
     Raises:
         MixerConfigError: an option has a value that no Toeplitz matrix could take.
 
-    Example:
+    Examples:
         >>> operator = Toeplitz2d(heads=2, channels=8)
         >>> operator(torch.zeros(1, 2, 5, 7, 8)).shape
         torch.Size([1, 2, 5, 7, 8])

@@ -37,7 +37,7 @@ class Contraction:
     def of(cls, first: str, second: str, result: str) -> Contraction | None:
         """The matrix product that an equation is, or None where it is none.
 
-        Example:
+        Examples:
             >>> Contraction.of("bhid", "bjd", "bhij")
             Contraction(batch='bh', rows='i', summed='d', columns='j', result='bhij')
         """

@@ -35,7 +35,7 @@ def longer_parameter(table: Tensor, dim: int, growth: Growth, how: How) -> Tenso
         growth: how far.
         how: "repeat" starts again with the first position; "interpolate" stretches the rows over all positions.
 
-    Example:
+    Examples:
         >>> longer_parameter(torch.tensor([9.0, 1.0, 2.0]), 0, Growth(1, 6), "repeat")
         tensor([9., 1., 2., 1., 2., 1.])
     """

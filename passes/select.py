@@ -51,7 +51,7 @@ def matches(pattern: str, name: str) -> bool:
     Raises:
         SelectionError: the pattern is no regular expression.
 
-    Example:
+    Examples:
         >>> matches("layers.*", "layers.3.self_attn"), matches("re:layers[.][0-2][.].*", "layers.3.self_attn")
         (True, False)
     """

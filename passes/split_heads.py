@@ -62,7 +62,7 @@ class SplitHeads(Pass):
 def part_name(site: str, group: Sequence[int]) -> str:
     """The name of a site of some of another's key/value heads.
 
-    Example:
+    Examples:
         >>> part_name("layers.3.attn", (0, 1, 2, 5))
         'layers.3.attn[heads 0-2 5]'
     """

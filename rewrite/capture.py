@@ -55,7 +55,7 @@ def capture(model: nn.Module | ExportedProgram, inputs: Inputs | None = None) ->
     Raises:
         CaptureError: the inputs don't fit the model, or torch.export refuses it.
 
-    Example:
+    Examples:
         >>> program = capture(nn.Linear(4, 2), torch.zeros(3, 4))
         >>> sorted(program.graph_module.state_dict())
         ['bias', 'weight']

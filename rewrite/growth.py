@@ -39,7 +39,7 @@ class Order:
     def __str__(self) -> str:
         """As users write it.
 
-        Example:
+        Examples:
             >>> print(Order(1), Order(1, log=True), Order(2), sep=", ")
             n, n log n, n^2
         """

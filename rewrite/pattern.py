@@ -104,7 +104,7 @@ def _targets(target: Target | Iterable[Target]) -> tuple[Target, ...]:
 class Recorder:
     """What a rule's `pattern` writes its pattern with.
 
-    Example:
+    Examples:
         >>> p = Recorder()
         >>> linear = p.call("aten.linear", p.any("x"), p.any("w"), p.any("b"))
         >>> p.call("aten.relu", linear, name="out").name

@@ -48,7 +48,7 @@ def letters_of(program: Program) -> dict[sympy.Symbol, str]:
 def written_shape(shape: Sequence[int | torch.SymInt], letters: Mapping[sympy.Symbol, str]) -> str:
     """A shape in these letters.
 
-    Example:
+    Examples:
         >>> written_shape((2, 8), {})
         '(2, 8)'
     """
@@ -58,7 +58,7 @@ def written_shape(shape: Sequence[int | torch.SymInt], letters: Mapping[sympy.Sy
 def written(size: sympy.Expr, letters: Mapping[sympy.Symbol, str]) -> str:
     """A size in these letters.
 
-    Example:
+    Examples:
         >>> T = sympy.Symbol("s5", integer=True, positive=True)
         >>> written((FloorDiv(T, 4) - 5) * 2 + 1, {T: "T"})
         '2*(T//4) - 9'

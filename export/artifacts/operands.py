@@ -31,7 +31,7 @@ def written(value: Argument) -> Any:
     Raises:
         TypedError: no file may hold it.
 
-    Example:
+    Examples:
         >>> written((1, torch.float16, [float("-inf")]))
         {'tuple': [1, {'dtype': 'float16'}, [{'float': '-inf'}]]}
     """

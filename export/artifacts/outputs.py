@@ -15,7 +15,7 @@ class Outputs(OrderedDict[str, Any]):
     Attributes:
         of: the class that the original model gave, as "module.Class".
 
-    Example:
+    Examples:
         >>> Outputs([("logits", 3)]).logits
         3
     """

@@ -43,7 +43,7 @@ def written(size: Any) -> Any:
     Raises:
         TypedError: it has a part that could not be read again.
 
-    Example:
+    Examples:
         >>> written(2 * sympy.Symbol("s5", integer=True, positive=True) + 1)
         ['Add', 1, ['Mul', 2, 's5']]
     """

@@ -34,7 +34,7 @@ def value_of(size: str, letters: Mapping[str, int]) -> int:
     Raises:
         TypedError: it is none, or has other letters.
 
-    Example:
+    Examples:
         >>> value_of("2*(T//4) - 9 + B**2", {"T": 21, "B": 3})
         10
     """

@@ -33,7 +33,7 @@ def with_halo(part: Tensor, left: int, right: int, ranks: Ranks) -> Tensor:
 def overlap(mine: int, theirs: int, part: int, left: int, right: int) -> range:
     """Which places of a process lie in the halo of another.
 
-    Example:
+    Examples:
         >>> overlap(0, 1, 10, 4, 0), overlap(3, 1, 10, 4, 12)
         (range(6, 10), range(30, 32))
     """

@@ -27,7 +27,7 @@ def part_size(tokens: int, size: int, layout: str) -> int:
 def pieces_of(rank: int, part: int, size: int, layout: str) -> list[range]:
     """The places of one process, piece by piece.
 
-    Example:
+    Examples:
         >>> pieces_of(1, 4, 3, "zigzag")
         [range(2, 4), range(8, 10)]
     """

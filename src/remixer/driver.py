@@ -58,7 +58,7 @@ def explain(model: nn.Module | ExportedProgram, inputs: Inputs | None = None, *,
     Raises:
         CaptureError: the inputs don't fit the model, or torch.export refuses it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
         >>> print(explain(layer, torch.zeros(2, 8, 32)).sites[0].spec)
@@ -159,7 +159,7 @@ def remix(
         ExtendError: something ends before `max_length`, and it can't be told how it goes on.
         InPlaceError: the mixers can't stand inside this model, with the reason; it is as it was.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
         >>> small = remix(layer, "toeplitz", torch.zeros(2, 8, 32))

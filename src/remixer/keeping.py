@@ -49,7 +49,7 @@ def save(remixed: nn.Module, folder: str | os.PathLike[str], *, original: bool =
     Raises:
         ArtifactError: the model can't be written, and why; nothing in the folder was changed.
 
-    Example:
+    Examples:
         >>> import tempfile, remixer
         >>> layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
         >>> small = remixer.remix(layer, "toeplitz", torch.zeros(2, 8, 32))

@@ -44,7 +44,7 @@ def restore(remixed: nn.Module, sites: str | Iterable[str] | None = None) -> Rem
         NoOriginalError: the model doesn't know the one it was made from.
         SelectionError: a pattern selects no site that has a mixer.
 
-    Example:
+    Examples:
         >>> import remixer
         >>> layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
         >>> small = remixer.remix(layer, "toeplitz", torch.zeros(2, 8, 32))

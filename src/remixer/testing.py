@@ -41,7 +41,7 @@ def assert_close(actual: Any, expected: Any, *, where: torch.Tensor | None = Non
         expected: the same, with the same shapes.
         where: bool, indexes the leading dimensions of every tensor; only these entries are compared.
 
-    Example:
+    Examples:
         >>> assert_close(torch.ones(3), torch.ones(3) + 1e-6)
     """
     actual_leaves, actual_spec = pytree.tree_flatten(actual)
@@ -76,7 +76,7 @@ def assert_sites(model: Model, inputs: Inputs, count: int, **spec: Any) -> None:
         count: how many there are.
         spec: fields of AttentionSpec that every one must have.
 
-    Example:
+    Examples:
         >>> layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
         >>> assert_sites(layer, torch.zeros(2, 8, 32), 1, heads=4, causal=False)
     """
@@ -115,7 +115,7 @@ def peak_memory(module: nn.Module, *args: Any, **kwargs: Any) -> int:
         args: its inputs.
         kwargs: its inputs by name.
 
-    Example:
+    Examples:
         >>> peak_memory(nn.Linear(16, 4), torch.zeros(100, 16))
         1600
     """

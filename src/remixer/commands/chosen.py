@@ -31,7 +31,7 @@ def mapping_of(asked: Sequence[str]) -> dict[str, MixerConfig | None]:
         UnknownMixerError: no mixer has this name.
         MixerConfigError: the mixer can't have these options.
 
-    Example:
+    Examples:
         >>> mapping_of(["encoder.*=none", "long_short(window=64)"])["*"].window
         64
     """

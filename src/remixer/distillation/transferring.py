@@ -85,7 +85,7 @@ def transfer(
         TransferError: the model doesn't know its original, data doesn't fit, a loss isn't finite, an option has
             no meaning, or the checkpoint is of another transfer.
 
-    Example:
+    Examples:
         >>> import remixer
         >>> layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
         >>> data = [torch.randn(2, 40, 32) for _ in range(4)]

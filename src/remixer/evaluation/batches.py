@@ -28,7 +28,7 @@ class Batch:
         tokens: name or position of the token ids (B, T); None if there are none.
         padding: name or position of the mask (B, T) that is not 0 where a token exists; None if all do.
 
-    Example:
+    Examples:
         >>> ids = torch.tensor([[5, 3, 0]])
         >>> Batch((ids, ids > 0), tokens=0, padding=1).exists(3)
         tensor([[ True,  True, False]])

@@ -50,7 +50,7 @@ def cost(
     Raises:
         EvaluationError: there are no lengths, or some below 1, or no runs.
 
-    Example:
+    Examples:
         >>> [each.length for each in cost(torch.nn.Linear(8, 8), lambda length: torch.zeros(1, length, 8), [4, 16])]
         [4, 16]
     """

@@ -52,7 +52,7 @@ def embeddings(
     Raises:
         EvaluationError: there are no more items than neighbours; a model gives no states, or NaN; an item is padding.
 
-    Example:
+    Examples:
         >>> identity = torch.nn.Identity()
         >>> embeddings(identity, identity, torch.randn(20, 3, 8)).overlap
         1.0

@@ -66,7 +66,7 @@ def evaluate(
     Raises:
         EvaluationError: nothing is asked for, something that belongs to it is missing, or it can't be measured.
 
-    Example:
+    Examples:
         >>> uniform = lambda ids: torch.zeros(*ids.shape, 50)
         >>> found = evaluate({"original": uniform, "small": uniform}, windows=torch.arange(20).view(2, 10))
         >>> found.models["small"].perplexity.ratio

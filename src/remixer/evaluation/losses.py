@@ -79,7 +79,7 @@ def perplexity(
     Raises:
         EvaluationError: there are no windows, or one of less than two tokens; the model gives no logits, or NaN.
 
-    Example:
+    Examples:
         >>> uniform = lambda ids: torch.zeros(*ids.shape, 50)
         >>> round(perplexity(uniform, torch.arange(20).view(2, 10)).perplexity, 3)
         50.0

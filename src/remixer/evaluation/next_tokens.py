@@ -43,7 +43,7 @@ def agreement(model: Model, teacher: Model, windows: Windows, *, top: int = 5) -
     Raises:
         EvaluationError: there are no windows; the models give no logits, NaN, or fewer than `top` of them.
 
-    Example:
+    Examples:
         >>> def successor(ids): return torch.nn.functional.one_hot((ids + 1) % 8, 8).float()
         >>> agreement(successor, successor, torch.arange(8)[None]).top1
         1.0

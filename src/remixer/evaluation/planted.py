@@ -86,7 +86,7 @@ def needle(
     Raises:
         EvaluationError: a distance doesn't fit a window, or the vocabulary goes beyond the model's.
 
-    Example:
+    Examples:
         >>> uniform = lambda ids: torch.zeros(*ids.shape, 50)
         >>> needle(uniform, torch.zeros(2, 64).long(), [32], cue=[1, 2], vocabulary=(10, 50))[0].gain
         0.0

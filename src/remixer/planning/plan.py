@@ -215,7 +215,7 @@ class Plan:
 def words(config: MixerConfig) -> str:
     """A config in short: its mixer, and the options that are not the usual ones.
 
-    Example:
+    Examples:
         >>> from remixer import LongShort
         >>> words(LongShort(window=64))
         'long_short(window=64)'

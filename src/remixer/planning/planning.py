@@ -80,7 +80,7 @@ def plan(
         TransferError: the data doesn't fit the model.
         CaptureError: see `remix`.
 
-    Example:
+    Examples:
         >>> import remixer
         >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 3).eval()
         >>> data = [torch.randn(2, 40, 32) for _ in range(2)]

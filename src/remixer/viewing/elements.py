@@ -44,7 +44,7 @@ class Elements:
 def elements_of(values: Sequence[torch.Tensor], letters: Mapping[sympy.Symbol, str]) -> Elements:
     """How many elements some tensors have together.
 
-    Example:
+    Examples:
         >>> elements_of([torch.zeros(2, 8), torch.zeros(3)], {})
         Elements(text='19', tree=19)
     """
@@ -63,7 +63,7 @@ def _elements(shapes: tuple[tuple[sympy.Expr, ...], ...], letters: tuple[tuple[s
 def tree_of(size: sympy.Basic, letters: Mapping[sympy.Symbol, str]) -> Tree | None:
     """An expression as plain lists, or None if it has other operators than integers know.
 
-    Example:
+    Examples:
         >>> T = sympy.Symbol("s5", integer=True, positive=True)
         >>> tree_of(3 * T**2 + 1, {T: "T"})
         ('+', 1, ('*', 3, ('^', 'T', 2)))

@@ -50,7 +50,7 @@ class Stage:
 class Trace:
     """Graphs in their order, as plain text. Nodes that a pass didn't touch are held once. Copies of a model share it.
 
-    Example:
+    Examples:
         >>> import remixer, torch
         >>> trace = Trace()
         >>> trace.start(remixer.capture(torch.nn.Linear(3, 2), torch.zeros(2, 3)))

@@ -35,7 +35,7 @@ def view(model: nn.Module | ExportedProgram, path: str | os.PathLike[str], input
         ViewError: there is no such folder, or the path is a folder itself.
         CaptureError: the inputs don't fit the model, or torch.export refuses it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
         >>> folder = tempfile.mkdtemp()

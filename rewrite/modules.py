@@ -33,6 +33,11 @@ def _made(root: nn.Module, path: str) -> nn.Module:
     return root
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are; the CPU if it has none."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """All parameters and buffers by name; tied ones under every name."""
     parameters: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))

@@ -22,6 +22,7 @@ from remixer.export.partitions.plan import MESH_DIM, PartitionPlan
 from remixer.export.partitions.survivors import missing
 from remixer.rewrite.agreement import first_line
 from remixer.rewrite.inputs import tensors_in
+from remixer.rewrite.modules import device_of
 
 
 class Partitioned(nn.Module):
@@ -103,7 +104,7 @@ class Partitioned(nn.Module):
     def _agree(self, shapes: list[Any]) -> None:
         """Different shapes would abort a process from within: they are compared before."""
         mine = int.from_bytes(hashlib.sha256(repr(shapes).encode()).digest()[:7], "big")
-        device = next((each.device for each in self.module.parameters()), torch.device("cpu"))
+        device = device_of(self.module)
         if not same_everywhere(self.place.everyone, mine, device):
             agree(self.place.everyone, {"shapes": shapes}, "run the partitioned model")
 

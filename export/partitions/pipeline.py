@@ -20,6 +20,7 @@ from remixer.export.errors import PartitionError
 from remixer.export.partitions.places import Place
 from remixer.export.partitions.plan import STAGES, PartitionPlan
 from remixer.export.partitions.shapes import letters_in, like
+from remixer.rewrite.modules import device_of
 
 
 class Pipeline:
@@ -152,7 +153,7 @@ class Pipeline:
         told = [pytree.tree_map(_described, outputs)]
         dist.broadcast_object_list(told, source, self.group)
         leaves, structure = pytree.tree_flatten(told[0], is_leaf=lambda each: isinstance(each, _Described))
-        device = next((each.device for each in self.module.parameters()), torch.device("cpu"))
+        device = device_of(self.module)
         own = pytree.tree_leaves(outputs) if self.last else leaves
         for index, each in enumerate(leaves):
             if isinstance(each, _Described):

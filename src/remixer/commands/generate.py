@@ -39,16 +39,15 @@ def generate(
 
     Example: remixer generate small --prompt "def main():" --tokens 40
     """
-    import torch
-
     import remixer
+    from remixer.rewrite.modules import device_of
 
     found = find(model).on(device)
     own = tokenizer_for(found, tokenizer)
     if own is None:
         raise ModelError(f"{model} came without a tokenizer: say --tokenizer, a folder")
     small = saved_or_rewritten(found, mixer, "softmax")
-    ids, mask = _ids(own, prompt, next((weight.device for weight in small.parameters()), torch.device("cpu")))
+    ids, mask = _ids(own, prompt, device_of(small))
     writing = _Writing(own, ids, alone=len(prompt) == 1 and not as_json)
     with doing("preparing to go token by token"):
         decoder = remixer.Decoder(small, ids.shape[1] + tokens)

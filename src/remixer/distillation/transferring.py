@@ -23,6 +23,7 @@ from remixer.passes.sites import Site, sites_of
 from remixer.remixed import Remixed
 from remixer.rewrite.agreement import mode
 from remixer.rewrite.inputs import Call, Inputs
+from remixer.rewrite.modules import device_of
 from remixer.rewrite.program import Program
 
 StageName = Literal["attention", "outputs"]
@@ -100,7 +101,7 @@ def transfer(
     wanted = _checked(stages, minutes, steps, rank, learning_rate, patience)
     chosen = loss_of(loss)
     sites = sites_of(Program.of(remixed))
-    device = next((each.device for each in remixed.parameters()), torch.device("cpu"))
+    device = device_of(remixed)
     _same_device(original, device)
     minutes = MINUTES if minutes is None and steps is None else minutes
     settings = _settings(sites, wanted, loss, rank, learning_rate, seed)

@@ -29,6 +29,7 @@ from remixer.planning.plan import FrontPoint, Plan, SitePlan, words
 from remixer.planning.wish import USUAL, Wish
 from remixer.recognising import recognise
 from remixer.rewrite.inputs import Inputs
+from remixer.rewrite.modules import device_of
 from remixer.rewrite.program import Program
 from remixer.rewrite.rule import Rule
 
@@ -112,7 +113,7 @@ def plan_for(original: Program, data: Iterable[Inputs], wish: Wish) -> Plan:
     sites = sites_of(original)
     if not sites:
         raise PlanError("no attention in the model was understood: there is nothing to plan. remixer.explain tells why")
-    device = next((each.device for each in original.graph_module.parameters()), torch.device("cpu"))
+    device = device_of(original.graph_module)
     held = list(itertools.islice(calls(data, original, device), wish.batches))
     if not held:
         raise PlanError("the data holds no batch")

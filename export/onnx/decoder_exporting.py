@@ -89,6 +89,11 @@ def to_onnx_decoder(
                 prove_stream(streaming)
             except StreamError as error:
                 raise ExportError(str(error)) from error
+        if streaming.other:
+            raise ExportError(
+                f"the model reads {', '.join(streaming.other)} beside its tokens: decoders behind an encoder can't be "
+                "written as ONNX yet. In torch remixer.generate(..., source=...) runs them"
+            )
         shapes = DecoderShapes(streaming)
         with timed(seconds, "torch.export"):
             bodies, sources = [], []

@@ -213,3 +213,31 @@ def test_what_is_refused_before_any_work(rewritten, monkeypatch, tmp_path):
         to_onnx_decoder(nn.Linear(2, 2), tmp_path / "out", length=60)
     with pytest.raises(ExportError, match=r"with retrieve=2 it takes tokens in one by one.*retrieve=0"):
         to_onnx_decoder(remixed(LongShort(window=8, segment=4, retrieve=2)), tmp_path / "out", length=60)
+
+
+class Reads(nn.Module):
+    """A causal attention, then one to another sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.mix, self.read, self.head = (
+            nn.Embedding(20, 16), nn.Linear(16, 48), nn.Linear(16, 32), nn.Linear(16, 20)
+        )  # fmt: skip
+
+    def forward(self, ids, states):
+        query, key, value = self.mix(self.embedding(ids)).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        query = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        key, value = self.read(states).unflatten(-1, (2, 2, 8)).permute(2, 0, 3, 1, 4)
+        return self.head(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+def test_a_decoder_behind_an_encoder_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(decoder_exporting, "exported", None)  # never reached
+    small = remixer.remix(Reads().eval(), "softmax", (torch.randint(0, 20, (2, 9)), torch.randn(2, 14, 16)))
+    with pytest.raises(ExportError, match=r"reads states beside its tokens: .*remixer\.generate"):
+        to_onnx_decoder(small, tmp_path / "out", length=20)
+    states, ids = torch.randn(1, 30, 16), torch.randint(0, 20, (1, 12))
+    decoder = remixer.Decoder(small, 12)
+    logits, state = decoder.prefill(ids[:, :5], source={"states": states})
+    more, _ = decoder.step(ids[:, 5:], state)
+    torch.testing.assert_close(torch.cat([logits, more], 1), small(ids, states)[:, 4:], rtol=0, atol=1e-5)

@@ -31,6 +31,10 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def tiny(family):
     import transformers
 
@@ -60,7 +64,7 @@ def example(rows=2, tokens=20):
     }
 
 
-@pytest.mark.parametrize("family", ["gpt2", "mistral", "gemma2", "gemma3"])
+@pytest.mark.parametrize("family", ["mistral", "gemma2", *(slow(name) for name in ("gpt2", "gemma3"))])
 def test_greedy_tokens_are_those_of_transformers(family):
     model = tiny(family)
     decoder = Decoder(remixer.remix(model, "softmax", example(), strict=True), 40)
@@ -72,7 +76,7 @@ def test_greedy_tokens_are_those_of_transformers(family):
         assert len(written[:, 11:].unique()) > 3
 
 
-@pytest.mark.parametrize(("family", "mixer"), [("mistral", Toeplitz()), ("gemma2", LongShort(window=8, segment=4))])
+@pytest.mark.parametrize(("family", "mixer"), [slow("mistral", Toeplitz()), ("gemma2", LongShort(window=8, segment=4))])
 def test_attentions_that_were_kept_go_on_from_their_keys_and_values(family, mixer):
     small = remixer.remix(tiny(family), {"*.1.*": mixer, "*": None}, example())
     decoder = Decoder(small, 60)
@@ -114,7 +118,7 @@ def translator():
     return get
 
 
-@pytest.mark.parametrize("family", ["bart", "t5"])
+@pytest.mark.parametrize("family", ["bart", slow("t5")])
 def test_what_an_encoder_gave_is_read_at_every_step(translator, family):
     model, _, decoder = translator(family)
     for rows in (1, 3):

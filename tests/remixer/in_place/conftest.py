@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from remixer import LongShort, Toeplitz
-
 VOCABULARY = 90
 TINY = {
     "vocab_size": VOCABULARY,
@@ -49,10 +47,9 @@ FAMILIES = {
         {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4},
     ),
 }
-MIXERS = {"long_short": LongShort(window=8, segment=4, memory=3), "toeplitz": Toeplitz(gate="query")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """A function from a family's name to a new model with random weights, always the same."""
     import transformers
@@ -77,7 +74,7 @@ def text(rows=2, tokens=24, padded=5, left=True):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def inputs():
     """A function from a family's name to example inputs, of any number of rows and tokens."""
 

@@ -12,14 +12,20 @@ from remixer.rewrite.inputs import tensors_in
 from remixer.testing import assert_close
 
 MIXERS = {"long_short": LongShort(window=8, segment=4, memory=3), "toeplitz": remixer.Toeplitz(gate="query")}
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 EACH = [
     ("llama", "long_short"),
-    ("llama", "toeplitz"),
+    slow("llama", "toeplitz"),
     ("gpt2", "toeplitz"),
-    ("mistral", "toeplitz"),
+    slow("mistral", "toeplitz"),
     ("gemma2", "long_short"),
     ("bert", "long_short"),
-    ("vit", "toeplitz"),
+    slow("vit", "toeplitz"),
 ]
 
 
@@ -68,10 +74,10 @@ def test_the_mixers_belong_to_the_model(tiny, inputs):
 
 @pytest.mark.parametrize(("family", "mixer", "options"), [
     ("llama", "long_short", {}),
-    ("llama", "long_short", {"num_beams": 3}),
-    ("llama", "toeplitz", {"prompt_lookup_num_tokens": 3}),
-    ("gpt2", "toeplitz", {}),
-    ("mistral", "long_short", {}),
+    slow("llama", "long_short", {"num_beams": 3}),
+    slow("llama", "toeplitz", {"prompt_lookup_num_tokens": 3}),
+    slow("gpt2", "toeplitz", {}),
+    slow("mistral", "long_short", {}),
     ("gemma2", "long_short", {}),
 ])  # fmt: skip
 def test_generate_with_a_cache_gives_what_it_gives_without(tiny, inputs, family, mixer, options):
@@ -83,7 +89,7 @@ def test_generate_with_a_cache_gives_what_it_gives_without(tiny, inputs, family,
     assert torch.equal(model.generate(**given), model.generate(**plain, use_cache=False))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", pytest.param("gpt-oss", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["llama", slow("gemma2"), slow("gpt-oss")])
 def test_kept_attentions_are_the_models_own(tiny, inputs, family):
     model = tiny(family)
     chosen = {"*.1.*": MIXERS["toeplitz"], "*": None}
@@ -99,7 +105,7 @@ def test_kept_attentions_are_the_models_own(tiny, inputs, family):
     assert torch.equal(model.generate(**given, max_new_tokens=12, do_sample=False), whole)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", ["gemma2", slow("llama")])
 def test_undo_gives_the_model_back(tiny, inputs, family):
     model = tiny(family)
     config, expected, names = model.config.to_dict(), outputs(model, inputs()), list(model.state_dict())

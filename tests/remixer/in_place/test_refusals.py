@@ -48,7 +48,7 @@ def test_longer_tables_are_for_graphs(tiny, inputs):
         remixer.remix(tiny("gpt2"), "toeplitz", inputs(), in_place=True, max_length=900)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def llama(tiny, inputs):
     return remixer.remix(tiny("llama"), MIXER, inputs(), in_place=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from typing import Any
 
 import sympy
@@ -163,7 +164,7 @@ class Builder:
         if name not in self.before:
             placeholders = self.graph.find_nodes(op="placeholder")
             with self.graph.inserting_after(placeholders[-1]):
-                self.before[name] = self.graph.placeholder(name.replace(".", "_"))
+                self.before[name] = self.graph.placeholder(re.sub(r"\W", "_", name))
         return self.before[name]
 
     def _after(self, node: fx.Node, function: Any, *args: Any) -> fx.Node:

@@ -33,6 +33,7 @@ def result(monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_every_part(result):
     small = "--prompts 5 --new 6 --tokens 80 --state-tokens 2000 --contexts 8 300 --rounds 2"
     found = result(*small.split())

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from alone import alone
-from decoders import MIXERS, cache_of, filled, held_bytes, kept_of, rewritten, seconds_a_token
 from machine import describe
 from pretrained import smollm2, standard_library_windows
 from rich.console import Console
 from rich.table import Table
+from small_decoders import MIXERS, cache_of, filled, held_bytes, kept_of, rewritten, seconds_a_token
 
 import remixer
 from remixer import Decoder, generate

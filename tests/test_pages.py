@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+SLOW = {"tutorial.md"}  # a real model, its transfer and its ONNX file
 # Each page's blocks of code, what they print, and the files they write.
 PAGES = {
     "evaluation.md": (
@@ -66,7 +67,9 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page for page in PAGES]
+)
 def test_its_python_runs(page, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     count, printed, files = PAGES[page]

@@ -15,7 +15,7 @@ EXPECTED = {
     "03_rule_of_your_own.py": ([], "assert_sites fails without the rule, as it should"),
     "04_pass_of_your_own.py": ([], "torch.fx's own pass manager runs it too; modified: True"),
     "05_fine_tuning.py": (["--layers", "2"], "all three went on from their checkpoints with identical losses"),
-    "06_smollm2_with_transfer.py": (["--layers", "4", "--length", "96"], "grows as n"),
+    "06_smollm2_with_transfer.py": (["--layers", "2", "--length", "64", "--steps", "3"], "grows as n"),
     "07_onnx.py": (["--layers", "1"], "onnxruntime gives what torch gives"),
     "08_two_processes.py": ([], "501 tokens on 2 processes: outputs and gradients are those of one"),
     "09_train_a_tnn.py": ([], "trained on 256 bytes, it reads 4,096 as well"),

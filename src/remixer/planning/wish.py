@@ -12,7 +12,7 @@ from remixer.planning.candidates import Cost
 from remixer.planning.choosing import Limits
 from remixer.planning.errors import PlanError
 
-USUAL: tuple[MixerConfig, ...] = (known.LongShort(), known.Toeplitz(gate="value"))
+USUAL: tuple[MixerConfig, ...] = (known.LongShort(), known.Toeplitz(gate="value", weigh="key"))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ app(prog_name="remixer")
 """
 
 
+def heard():
+    """What a shell starts in the background ignores Ctrl-C, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_what_was_there_stays_whole(tmp_path):
     folder, marker = tmp_path / "small", tmp_path / "marker"
     said = says("remix", "commanded:encoder", "--mixer", "toeplitz", "--out", folder)
@@ -33,7 +38,12 @@ def test_what_was_there_stays_whole(tmp_path):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     command = [sys.executable, "-c", SLOW, str(marker), "remix", "commanded:encoder", "--mixer", "long_short"]
     running = subprocess.Popen(
-        [*command, "--out", str(folder)], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--out", str(folder)],
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heard,
     )
     try:
         while not marker.exists():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -29,14 +30,18 @@ from remixer import LongShort, Remixed
 from remixer.evaluation import agreement, needle, perplexity
 
 LEARNED = LongShort(window=128, sinks=4, maps=True)
-RETRIEVING = LongShort(window=128, sinks=4, retrieve=4, retrieve_block=4)
-VARIANTS = ("all sites", "8 sites kept", "retrieval")
+# Variants that also attend to far segments word for word.
+RETRIEVING = {
+    "retrieval": LongShort(window=128, sinks=4, retrieve=4, retrieve_block=4),
+    "more retrieval": LongShort(window=128, sinks=4, maps=True, retrieve=8),
+}
+VARIANTS = ("all sites", "8 sites kept", *RETRIEVING)
 
 
 def made(name: str, model: Any, data: list[dict[str, Tensor]], minutes: float, validation: Any) -> tuple[Remixed, Any]:
     """One variant, transferred, and how that went."""
     example = padded_batch(2, 64, 1000)
-    mixer: Any = RETRIEVING if name == "retrieval" else LEARNED
+    mixer: Any = RETRIEVING.get(name, LEARNED)
     told: dict[str, Any] = {}
     if name == "8 sites kept":
         start = time.perf_counter()
@@ -116,7 +121,10 @@ def main() -> None:
     texts = {f"{n:,}": windows(tokenizer, n, held_out=True, count=options.windows) for n in (1024, 2048, 4096)}
     texts["manual"] = prose(tokenizer, 1024, options.windows)
     full = {name: perplexity(model, as_inputs(ids)) for name, ids in texts.items()}
-    rows: dict[str, Any] = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
+    earlier: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    rows: dict[str, Any] = earlier.get("rows", {})
+    commands = earlier["command"].split("; ") if earlier else []
+    mine = shlex.join(["python", "benchmarks/transfer_decoder.py", *sys.argv[1:]])
     cue = tokenizer(CUE)["input_ids"]
     for name in options.only:
         given = {"windows": as_inputs(texts["1,024"]), "full": full["1,024"]}
@@ -124,7 +132,7 @@ def main() -> None:
         told["overhead"] = overhead(model, small, data[0])
         rows[name] = {**told, **measured(small, texts, full, model, cue)}
         result = {
-            "command": " ".join(["python", "benchmarks/transfer_decoder.py", *sys.argv[1:]]),
+            "command": "; ".join(dict.fromkeys([*commands, mine])),
             "machine": describe(),
             "full": {key: found.perplexity for key, found in full.items()},
             "rows": rows,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,10 @@ def main() -> None:
     model, tokenizer = minilm()
     learned, kept = paragraphs()
     data, held = padded(tokenizer, learned, 128, 16), padded(tokenizer, kept[: options.texts], 128, 50)
-    rows: dict[str, Any] = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
+    earlier: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    rows: dict[str, Any] = earlier.get("rows", {})
+    commands = earlier["command"].split("; ") if earlier else []
+    mine = shlex.join(["python", "benchmarks/transfer_encoder.py", *sys.argv[1:]])
     for name in options.only:
         mixer: Any = VARIANTS[name]
         if mixer is None:
@@ -66,7 +70,7 @@ def main() -> None:
         stages = [{"name": stage.name, "steps": stage.steps, "seconds": stage.seconds} for stage in report.stages]
         replaced = [site.name for site in small.report.sites if site.status == "replaced"]
         rows[name] = {"before": before, "after": figures(small, model, held), "stages": stages, "sites": replaced}
-        command = " ".join(["python", "benchmarks/transfer_encoder.py", *sys.argv[1:]])
+        command = "; ".join(dict.fromkeys([*commands, mine]))
         texts = {"learned": len(learned), "held out": min(len(kept), options.texts)}
         result = {"command": command, "machine": describe(), "texts": texts, "rows": rows}
         options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

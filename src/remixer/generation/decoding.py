@@ -21,6 +21,7 @@ from remixer.passes.stream import stream
 from remixer.passes.streamed_site import Step
 from remixer.rewrite.agreement import mode
 from remixer.rewrite.inputs import tensors_in
+from remixer.rewrite.modules import device_of
 from remixer.rewrite.program import Program
 
 State = dict[str, Tensor]
@@ -295,11 +296,7 @@ class Decoder:
         """The device, which weights these are, and how often they were written to, if something was made from them."""
         weights = list(self.model.parameters())
         written = sum(weight._version for weight in weights) if self._lasting else 0
-        return _device(self.model), written, [(id(weight), weight.dtype) for weight in weights]
-
-
-def _device(model: fx.GraphModule) -> torch.device:
-    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
+        return device_of(self.model), written, [(id(weight), weight.dtype) for weight in weights]
 
 
 def _evaluated(model: fx.GraphModule) -> contextlib.AbstractContextManager[None]:
@@ -314,7 +311,7 @@ def _keeps_some(model: fx.GraphModule) -> bool:
 
 def _on_its_device(program: Program) -> Program:
     """The program with its example inputs where its weights are: the model may have moved since its capture."""
-    device = _device(program.graph_module)
+    device = device_of(program.graph_module)
     args, kwargs = pytree.tree_map(
         lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (program.args, dict(program.kwargs))
     )

@@ -21,6 +21,8 @@ EXPECTED = {
     "09_train_a_tnn.py": ([], "trained on 256 bytes, it reads 4,096 as well"),
 }
 
+SLOW = {"05_fine_tuning.py", "06_smollm2_with_transfer.py"}
+
 
 def run(arguments, folder, **environment):
     done = subprocess.run(
@@ -40,7 +42,9 @@ def test_every_example_is_run_here():
     assert sorted(EXPECTED) == sorted(file.name for file in EXAMPLES.glob("*.py"))
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in EXPECTED]
+)
 def test_an_example(name, tmp_path):
     arguments, expected = EXPECTED[name]
     assert expected in run([EXAMPLES / name, *arguments], tmp_path)

@@ -78,7 +78,7 @@ def test_the_mixers_belong_to_the_model(tiny, inputs):
     slow("llama", "toeplitz", {"prompt_lookup_num_tokens": 3}),
     slow("gpt2", "toeplitz", {}),
     slow("mistral", "long_short", {}),
-    ("gemma2", "long_short", {}),
+    slow("gemma2", "long_short", {}),
 ])  # fmt: skip
 def test_generate_with_a_cache_gives_what_it_gives_without(tiny, inputs, family, mixer, options):
     rows = 1 if "prompt_lookup_num_tokens" in options else 3  # drafts are for one row
@@ -105,7 +105,7 @@ def test_kept_attentions_are_the_models_own(tiny, inputs, family):
     assert torch.equal(model.generate(**given, max_new_tokens=12, do_sample=False), whole)
 
 
-@pytest.mark.parametrize("family", ["gemma2", slow("llama")])
+@pytest.mark.parametrize("family", ["llama", slow("gemma2")])
 def test_undo_gives_the_model_back(tiny, inputs, family):
     model = tiny(family)
     config, expected, names = model.config.to_dict(), outputs(model, inputs()), list(model.state_dict())

@@ -44,8 +44,9 @@ def inputs_for(found: Found, file: Path | None, batch: int | None, length: int |
     if found.inputs is not None:
         return by_name(found.model, found.inputs)
     made = _made_up(found, BATCH if batch is None else batch, LENGTH if length is None else length)
-    device = next((weight.device for weight in found.model.parameters()), None)
-    return {name: tensor.to(device) for name, tensor in made.items()}
+    from remixer.rewrite.modules import device_of
+
+    return {name: tensor.to(device_of(found.model)) for name, tensor in made.items()}
 
 
 def read_inputs(file: Path) -> dict[str, Tensor]:
@@ -97,7 +98,9 @@ def first_that_runs(model: nn.Module, candidates: Iterable[Mapping[str, Tensor]]
     """The first inputs that a model takes; if none, what it raised for the last, or ""."""
     import torch
 
-    device, told = next((weight.device for weight in model.parameters()), None), ""
+    from remixer.rewrite.modules import device_of
+
+    device, told = device_of(model), ""
     for candidate in candidates:
         given = {name: tensor.to(device) for name, tensor in candidate.items()}
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Group
@@ -17,9 +17,6 @@ from remixer.commands.models import ModelError, find
 from remixer.commands.options import Data, Device, Field, Plot, Seed, TextBatch, TextLength, Tokenizer
 from remixer.commands.progress import watched
 from remixer.commands.texts import as_captured, names_of, room_for, tokenizer_for
-
-if TYPE_CHECKING:
-    pass
 
 
 def transfer(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -74,17 +75,20 @@ def undo(model: M) -> M:
     return model
 
 
-def taken_weights(model: nn.Module, learned: nn.Module) -> dict[str, torch.Tensor]:
-    """Give a model the weights that another form of it has learned.
-
-    Returns:
-        What those were that changed, by name.
-    """
-    before: dict[str, torch.Tensor] = {}
+@contextlib.contextmanager
+def weights_of(learned: nn.Module, model: nn.Module) -> Iterator[None]:
+    """Give a model the weights that another form of it has learned; its own are back if anything is raised."""
     own = dict(model.named_parameters(remove_duplicate=False))
-    with torch.no_grad():
-        for name, weight in learned.named_parameters():
-            if name in own and not torch.equal(own[name], weight):
-                before[name] = own[name].clone()
-                own[name].copy_(weight)
-    return before
+    before: dict[str, torch.Tensor] = {}
+    try:
+        with torch.no_grad():
+            for name, weight in learned.named_parameters():
+                if name in own and not torch.equal(own[name], weight):
+                    before[name] = own[name].clone()
+                    own[name].copy_(weight)
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, mine in before.items():
+                own[name].copy_(mine)
+        raise

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from remixer.errors import AlreadyRemixedError
 from remixer.in_place.errors import InPlaceError
-from remixer.in_place.placing import place, taken_weights, undo
+from remixer.in_place.placing import place, undo, weights_of
 from remixer.passes.sites import sites_of
 from remixer.remixed import Remixed
 from remixer.rewrite.elsewhere import example_at, sizes_of_example
@@ -61,14 +60,10 @@ def put_inside(model: M, remixed: Remixed) -> M:
     owner: Any = model.get_submodule(next(iter(mixers)))
     form = seen.forms[id(owner.config)]
     place(model, together, form, sorted(set(seen.masks)), remixed.report)
-    before: dict[str, torch.Tensor] = {}
     try:
-        before = taken_weights(model, remixed)
-        prove(model, graph, mixers)
-    except Exception:
+        with weights_of(remixed, model):
+            prove(model, graph, mixers)
+    except BaseException:  # Ctrl-C too
         undo(model)
-        with torch.no_grad():
-            for name, weight in before.items():
-                model.get_parameter(name).copy_(weight)
         raise
     return model

@@ -43,6 +43,27 @@ def test_a_graph_of_another_model_is_refused(tiny, inputs):
         remixer.put_inside(other, graph)
 
 
+def test_an_interruption_leaves_the_model_as_it_was(tiny, inputs, monkeypatch):
+    model = tiny("llama")
+    before = copy.deepcopy(model.state_dict())
+    graph = remixer.remix(model, MIXER, inputs())
+    with torch.no_grad():
+        for weight in graph.parameters():
+            weight.add_(0.1)
+
+    def interrupted(*args):
+        changed = [name for name, weight in model.state_dict().items() if not weight.equal(before.get(name, weight))]
+        assert changed, "the interruption is to come after the weights were taken"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("remixer.in_place.proving.prove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        remixer.put_inside(model, graph)
+    assert list(model.state_dict()) == list(before)
+    assert all(weight.equal(before[name]) for name, weight in model.state_dict().items())
+    assert not hasattr(model, "remixed_in_place")
+
+
 def test_longer_tables_are_for_graphs(tiny, inputs):
     with pytest.raises(InPlaceError, match="max_length is for graphs"):
         remixer.remix(tiny("gpt2"), "toeplitz", inputs(), in_place=True, max_length=900)

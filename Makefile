@@ -69,6 +69,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/perplexity.py
 	$(BIN)/python benchmarks/compile_time.py
+	$(BIN)/python benchmarks/artifacts.py
+	$(BIN)/python benchmarks/document_retrieval.py
 	$(BIN)/python benchmarks/extrapolation.py
 	$(BIN)/python benchmarks/fine_tuning.py
 	$(BIN)/python benchmarks/long_range.py

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from tables import HERE, load, measured
+from result_files import HERE, load, measured
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

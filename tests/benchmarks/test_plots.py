@@ -2,7 +2,7 @@
 
 import pytest
 from plots import HERE, PLOTS, drawn
-from tables import measured
+from result_files import measured
 
 
 @pytest.mark.parametrize("name", [name for name in PLOTS if measured(name)])

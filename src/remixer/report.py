@@ -100,12 +100,16 @@ class Report:
         """Time of all steps together."""
         return sum(step.seconds for step in self.passes)
 
-    def to_json(self, indent: int | None = 2) -> str:
-        """The report as JSON text."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
         plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         plain["sites"] = [site.to_dict() for site in self.sites]
         plain["passes"] = [dataclasses.asdict(step) for step in self.passes]
-        return json.dumps(plain, indent=indent)
+        return plain
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent)
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=150, color_system=None, force_terminal=False)

@@ -136,7 +136,7 @@ def _data_of(error: Exception) -> dict[str, Any]:
 
     if isinstance(error, NothingReplacedError):
         return error.data
-    return {"report": json.loads(error.report.to_json())} if isinstance(error, NoAttentionError) else {}
+    return {"report": error.report.to_dict()} if isinstance(error, NoAttentionError) else {}
 
 
 def _complain(words: str) -> None:

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from remixer.commands.answering import Answer
 from remixer.commands.chosen import choice_of
-from remixer.commands.drafts import check_picture
 from remixer.commands.example_inputs import inputs_for
 from remixer.commands.models import ModelError, find
 from remixer.commands.options import Batch, Device, Inputs, MaxLength, Mixers, Model, Plot
+from remixer.commands.places import check_picture
 from remixer.commands.progress import counting
 from remixer.commands.rewriting import rewritten
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from remixer.commands.answering import NOTHING, Answer
 from remixer.commands.example_inputs import described, inputs_for
 from remixer.commands.models import find
@@ -27,5 +25,5 @@ def explain(model: Model, inputs: Inputs = None, batch: Batch = None, length: Le
         with doing("capturing and looking for attentions"):
             report = remixer.explain(found.model, example)
     understood = any(site.status in ("understood", "replaced") for site in report.sites)
-    data = {"model": model, "inputs": given, "notes": list(found.notes), "report": json.loads(report.to_json())}
+    data = {"model": model, "inputs": given, "notes": list(found.notes), "report": report.to_dict()}
     return Answer(report, data, 0 if understood else NOTHING)

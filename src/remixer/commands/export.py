@@ -10,9 +10,9 @@ from rich.text import Text
 
 from remixer.commands.answering import Answer
 from remixer.commands.artifacts import check_folder
-from remixer.commands.drafts import check_place
 from remixer.commands.models import find
 from remixer.commands.options import Batch, Inputs, Length, Mixers, Model
+from remixer.commands.places import check_place
 from remixer.commands.progress import doing
 from remixer.commands.rewriting import saved_or_rewritten
 

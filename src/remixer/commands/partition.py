@@ -12,9 +12,9 @@ from rich.text import Text
 
 from remixer.commands.answering import Answer
 from remixer.commands.artifacts import check_folder
-from remixer.commands.drafts import check_picture, whole
 from remixer.commands.models import PARTITION, find
 from remixer.commands.options import Batch, Inputs, Length, Model, Plot
+from remixer.commands.places import check_picture
 from remixer.commands.progress import doing
 from remixer.commands.rewriting import saved_or_rewritten
 
@@ -45,6 +45,7 @@ def partition(
 
     Example: remixer partition small --ranks 4 --out parts --plot volumes.png
     """
+    from remixer.export.files import whole
     from remixer.export.partitions import volume_figure, volumes
     from remixer.export.partitions.partitioning import partition as spread
     from remixer.export.partitions.plan import MESH_DIM

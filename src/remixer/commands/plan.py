@@ -14,7 +14,6 @@ from rich.text import Text
 from remixer.commands.answering import Answer
 from remixer.commands.chosen import configs_of
 from remixer.commands.data import Texts, read_data
-from remixer.commands.drafts import check_picture, check_place, whole
 from remixer.commands.example_inputs import InputsError, inputs_for
 from remixer.commands.models import find
 from remixer.commands.options import (
@@ -29,6 +28,7 @@ from remixer.commands.options import (
     TextLength,
     Tokenizer,
 )
+from remixer.commands.places import check_picture, check_place
 from remixer.commands.progress import watched
 from remixer.commands.texts import tokenizer_for
 
@@ -66,6 +66,7 @@ def plan(
     Example: remixer plan gpt2 --data texts --budget 0.5 --out plan.json --plot pareto.png
     """
     import remixer
+    from remixer.export.files import whole
 
     configs = configs_of(mixer or [])
     check_place(out, "a plan")

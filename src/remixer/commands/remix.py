@@ -15,7 +15,7 @@ from remixer.commands.chosen import choice_of
 from remixer.commands.example_inputs import described, inputs_for
 from remixer.commands.models import find
 from remixer.commands.options import Batch, Inputs, Length, MaxLength, Mixers, Model
-from remixer.commands.rewriting import plain, rewritten
+from remixer.commands.rewriting import rewritten
 
 
 def remix(
@@ -63,6 +63,6 @@ def remix(
         "out": out,
         "inputs": described(example),
         "notes": list(found.notes),
-        "report": plain(report),
+        "report": report.to_dict(),
     }
     return Answer(Group(report, Text(f"saved to {out}")), data)

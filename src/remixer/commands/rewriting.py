@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from remixer.mixers import MixerConfig
     from remixer.planning.plan import Plan
     from remixer.remixed import Remixed
-    from remixer.report import Report
     from remixer.rewrite.inputs import Inputs
 
 
@@ -40,7 +38,7 @@ def rewritten(found: Found, choice: Mapping[str, MixerConfig | None] | Plan, inp
         first = next((f"; the first, {site.name}: {site.reason}" for site in sites if site.reason), "")
         raise NothingReplacedError(
             f"none of the {len(sites)} attentions of {found.name} could be replaced{first}",
-            {"report": plain(result.report)},
+            {"report": result.report.to_dict()},
         )
     return result
 
@@ -73,9 +71,3 @@ def _asks(choice: Mapping[str, MixerConfig | None] | Plan) -> bool:
         else {name: config for site in choice.sites for name, config in site.entries.items()}
     )
     return any(config is not None for config in entries.values())
-
-
-def plain(report: Report) -> dict[str, Any]:
-    """A report for JSON."""
-    found: dict[str, Any] = json.loads(report.to_json())
-    return found

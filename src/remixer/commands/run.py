@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from remixer.commands.answering import Answer
-from remixer.commands.drafts import whole
 
 
 def run(
@@ -25,6 +24,7 @@ def run(
     from safetensors.torch import load_file, save_file
 
     from remixer.export import PartitionError, load_partition
+    from remixer.export.files import whole
     from remixer.export.onnx.names import output_names
     from remixer.rewrite.inputs import tensors_in
 

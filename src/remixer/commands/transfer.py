@@ -12,9 +12,9 @@ from rich.text import Text
 from remixer.commands.answering import Answer
 from remixer.commands.artifacts import check_artifact, save
 from remixer.commands.data import Texts, read_data
-from remixer.commands.drafts import check_picture, check_place, whole
 from remixer.commands.models import ModelError, find
 from remixer.commands.options import Data, Device, Field, Plot, Seed, TextBatch, TextLength, Tokenizer
+from remixer.commands.places import check_picture, check_place
 from remixer.commands.progress import watched
 from remixer.commands.texts import as_captured, names_of, room_for, tokenizer_for
 
@@ -50,6 +50,7 @@ def transfer(
     Example: remixer transfer small --data texts --minutes 5 --plot losses.png
     """
     import remixer
+    from remixer.export.files import whole
 
     target = Path(folder) if out is None else out
     if out is None and not target.is_dir():

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from remixer.commands.answering import Answer
 from remixer.commands.chosen import mapping_of
-from remixer.commands.drafts import check_place
 from remixer.commands.example_inputs import inputs_for
 from remixer.commands.models import find
 from remixer.commands.options import Batch, Inputs, Length, Mixers, Model
+from remixer.commands.places import check_place
 from remixer.commands.progress import doing
 from remixer.commands.rewriting import rewritten
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from remixer.distillation.errors import TransferError
-from remixer.export.files import publish
+from remixer.export.files import whole
 from remixer.export.typed import TypedError, parsed, plain, typed
 
 FORMAT = "1"
@@ -88,9 +87,8 @@ class Checkpoint:
             for name, one in self.stages.items()
         }
         head = {"format": FORMAT, "settings": json.dumps(self.settings), "stages": json.dumps(plain(told))}
-        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}.") as folder:
-            save_file(tensors or {"none": torch.zeros(0)}, Path(folder) / self.path.name, head)
-            publish(Path(folder), self.path.parent, last=self.path.name)
+        with whole(self.path) as draft:
+            save_file(tensors or {"none": torch.zeros(0)}, draft, head)
 
     def _read(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from remixer.evaluation.errors import EvaluationError
+from remixer.export.files import whole
 
 if TYPE_CHECKING:
     from remixer.evaluation.result import Evaluation, Scores
@@ -33,10 +32,8 @@ def draw(evaluation: Evaluation, path: Path) -> Path:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axes, models)
         axes.legend(fontsize=8)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name
+    with whole(path) as draft:
         figure.savefig(draft, dpi=110)
-        os.replace(draft, path)
     return path
 
 

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from remixer.distillation.losses import MEANINGS
+from remixer.export.files import whole
 from remixer.export.typed import TypedError, parsed, read_text, typed
 from remixer.mixers import MixerConfig
 from remixer.mixers.errors import MixerConfigError, UnknownMixerError
@@ -125,10 +126,8 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON; the file is whole or not there."""
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.draft")
-        draft.write_text(self.to_json(), encoding="utf-8")
-        os.replace(draft, path)
+        with whole(Path(path)) as draft:
+            draft.write_text(self.to_json(), encoding="utf-8")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from torch import nn
 from torch.export import ExportedProgram
 
+from remixer.export.files import whole
 from remixer.rewrite.capture import Inputs
 from remixer.viewing.errors import ViewError
 from remixer.viewing.page import page
@@ -36,7 +36,7 @@ def view(model: nn.Module | ExportedProgram, path: str | os.PathLike[str], input
         CaptureError: the inputs don't fit the model, or torch.export refuses it.
 
     Examples:
-        >>> import torch
+        >>> import tempfile, torch
         >>> layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
         >>> folder = tempfile.mkdtemp()
         >>> view(layer, f"{folder}/layer.html", torch.zeros(2, 8, 32)).name
@@ -51,8 +51,6 @@ def view(model: nn.Module | ExportedProgram, path: str | os.PathLike[str], input
         )
     story = story_of(model, inputs)
     text = page(f"{story.model} - remixer", payload_of(story))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name
+    with whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
     return path

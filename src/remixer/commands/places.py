@@ -1,11 +1,7 @@
-"""Single files that are whole or not there."""
+"""Names of files that are to be written, looked at before any work is done."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -44,12 +40,3 @@ def check_picture(path: Path | None) -> None:
     known = FigureCanvasBase.get_supported_filetypes()
     if path.suffix[1:] not in known:
         raise ValueError(f"a picture's name needs an ending such as .png or .svg, got {path.name!r}")
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, which gets its name when all is written."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name
-        yield draft
-        os.replace(draft, path)

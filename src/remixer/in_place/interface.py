@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from remixer.in_place.errors import InPlaceError
 from remixer.in_place.record import NAME
+from remixer.mixers.base import token_of
 from remixer.mixers.masks import added_mask, allowed_keys
 from remixer.mixers.spec import AttentionSpec
 from remixer.report import Report
@@ -93,26 +94,21 @@ def continued(mixer: Any, operands: dict[str, Tensor | None], tokens: int, keys:
 
     The state is made anew of those before, at a cost that grows with their number as that of softmax does.
     """
-    before = {name: each for name, each in operands.items() if name != "query"}
-    state = mixer.state_after(-(-keys // ROOM) * ROOM, **_part(before, 0, keys - tokens))
+    past = keys - tokens
+    before = {name: _first(name, each, past) for name, each in operands.items() if name != "query"}
+    state = mixer.state_after(-(-keys // ROOM) * ROOM, **before)
     mixed = []
     for t in range(tokens):
-        at = keys - tokens + t
-        own = _part(operands, at, at + 1)
-        if (query := operands.get("query")) is not None:
-            own["query"] = query.narrow(2, t, 1)
+        own = {name: token_of(name, each, t if name == "query" else past + t) for name, each in operands.items()}
         one, state = mixer.step(state, **own)
         mixed.append(one)
     return torch.cat(mixed, 2)
 
 
-def _part(operands: dict[str, Tensor | None], start: int, stop: int) -> dict[str, Tensor | None]:
-    """The operands of the keys start..stop-1."""
+def _first(name: str, operand: Tensor | None, tokens: int) -> Tensor | None:
+    """An operand of the first keys."""
     dims = {"key": 2, "value": 2, "padding": 1}
-    return {
-        name: each.narrow(dims[name], start, stop - start) if each is not None and name in dims else each
-        for name, each in operands.items()
-    }
+    return operand.narrow(dims[name], 0, tokens) if operand is not None and name in dims else operand
 
 
 def existing(

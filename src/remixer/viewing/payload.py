@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 
 from remixer.export.versions import versions
 from remixer.passes.base import Pass
-from remixer.report import Report
 from remixer.viewing.snapshot import NodeView, Value
 from remixer.viewing.trace import Stage
 from remixer.viewing.tracing import Story
@@ -42,7 +41,7 @@ def payload_of(story: Story) -> str:
         "notes": [*(story.report.notes if story.report else ()), *story.notes],
         "letters": story.trace.letters,
         "classes": story.trace.classes,
-        "report": _report(story.report),
+        "report": story.report.to_dict() if story.report else None,
         "stages": stages,
         "nodes": [_node(node, paths, values, sources) for node in nodes.rows],
         "paths": list(paths.rows),
@@ -94,10 +93,6 @@ def _value(value: Value) -> list[Any]:
         value.bytes,
         value.order,
     ]
-
-
-def _report(report: Report | None) -> Any:
-    return None if report is None else json.loads(report.to_json())
 
 
 def _about() -> dict[str, str]:

@@ -36,14 +36,18 @@ class Trial(NamedTuple):
 def example_for_export(program: Program, length: int) -> Call:
     """Two rows or more of `length` tokens, or as near as the program allows, so that nothing looks like a constant.
 
-    Where the model itself doesn't take so many, as one of images of one size, they are as many as it was captured with.
+    They are an odd number: an even one may happen to fill blocks of tokens, which torch.export then takes for a rule.
+    Where the model itself doesn't take so many, they are about as many as it was captured with, and as many as that if
+    it takes no others, as one of images of one size.
     """
-    call = example_at(program, _sizes(program, 2, length))
-    try:
-        run(program.graph_module, call)
-    except NotRunError:
-        return example_at(program, _sizes(program, 2, None))
-    return call
+    for wanted in (length, None):
+        call = example_at(program, _uneven(program, _sizes(program, 2, wanted)))
+        try:
+            run(program.graph_module, call)
+        except NotRunError:
+            continue
+        return call
+    return example_at(program, _sizes(program, 2, None))
 
 
 def trials(program: Program) -> Iterator[Trial]:
@@ -80,6 +84,13 @@ def _sizes(program: Program, batch: int, length: int | None) -> Sizes:
         wanted = batch if symbol in program.batch else own if length is None else length
         sizes[symbol] = max(smallest, wanted if largest is None else min(wanted, largest))
     return sizes
+
+
+def _uneven(program: Program, sizes: Sizes) -> Sizes:
+    """With even numbers of tokens made one less, where that is within their limits."""
+    lengths = {symbol: size - 1 for symbol, size in sizes.items() if symbol not in program.batch and not size % 2}
+    allowed = {each: size for each, size in lengths.items() if size >= max(2, program.limits.get(each, (1, None))[0])}
+    return {**sizes, **allowed}
 
 
 def _padded(mask: Tensor, side: str) -> Tensor:

@@ -42,7 +42,7 @@ def exported(module: nn.Module, call: Call, dynamic: Any) -> ExportedProgram:
     """
     args, kwargs = call
     try:
-        with torch.no_grad(), quick_tracing():
+        with _quiet("torch.fx.experimental.symbolic_shapes"), torch.no_grad(), quick_tracing():
             source = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch.export raises errors of many kinds
         raise ExportError(f"torch.export refuses the rewritten model: {first_line(error)}") from error
@@ -68,7 +68,7 @@ def to_graph(source: ExportedProgram, inputs: list[str], outputs: list[str], fun
     }
     try:
         # With gradients, other kernels with other layouts would be chosen.
-        with _quiet(), quick_tracing(), torch.no_grad():
+        with _quiet("torch.onnx"), quick_tracing(), torch.no_grad():
             made = torch.onnx.export(
                 source,
                 input_names=inputs,
@@ -109,9 +109,9 @@ def name_axes(model: Any, program: Program) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
-    """Keeps torch.onnx from printing its progress, and from warning of what concerns its own code alone."""
-    logger = logging.getLogger("torch.onnx")
+def _quiet(name: str) -> Any:
+    """Keeps a part of torch from printing its progress, and from warning of what concerns its own code alone."""
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

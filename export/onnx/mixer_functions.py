@@ -71,20 +71,26 @@ class _OfWeights(nn.Module):
     Args:
         module: whose code is run; it is not registered as a child.
         operands: how it is called.
-        weights: names of its parameters and buffers.
     """
 
-    def __init__(self, module: nn.Module, operands: Operands, weights: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, operands: Operands) -> None:
         super().__init__()
         self.function = (module,)
-        self.operands, self.weights = operands, weights
+        self.operands = operands
+        # Each place once: where a module is found by two paths, torch would put back what it put there itself.
+        order = {id(weight): place for place, weight in enumerate(_weights_of(module).values())}
+        self.places = {
+            f"{path}.{name}".lstrip("."): order[id(weight)]
+            for path, part in module.named_modules()
+            for name, weight in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+        }
 
     def forward(self, *tensors: Tensor) -> Any:
-        """What the module gives: operands first, then weights."""
+        """What the module gives: operands first, then weights, in the order of _weights_of."""
         count = len(self.operands.tensors)
         args, kwargs = self.operands.filled(tensors[:count])
-        weights = dict(zip(self.weights, tensors[count:], strict=True))
-        return torch.func.functional_call(self.function[0], weights, args, kwargs)
+        weights = {path: tensors[count + place] for path, place in self.places.items()}
+        return torch.func.functional_call(self.function[0], weights, args, kwargs, tie_weights=False)
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,8 @@ class MixerFunction:
     @classmethod
     def of(cls, name: str, module: nn.Module, operands: Operands) -> MixerFunction:
         """Through torch.export and torch.onnx."""
-        named = dict((*module.named_parameters(), *module.named_buffers()))
-        flat = _OfWeights(module, operands, list(named))
+        named = _weights_of(module)
+        flat = _OfWeights(module, operands)
         dynamic: list[Any] = [
             {dim: Dim.AUTO if size is None else Dim.STATIC for dim, size in enumerate(sizes)}
             for sizes in operands.sizes
@@ -128,7 +134,7 @@ class MixerFunction:
     def call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A call of the function with the weights of a module that is like its own, in a graph to be exported."""
         given = tensors_in((args, kwargs))
-        named = dict((*module.named_parameters(), *module.named_buffers()))
+        named = _weights_of(module)
         outputs = self._outputs()
         made = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::{self.name}",
@@ -142,7 +148,7 @@ class MixerFunction:
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What the function gives for operands and weights, in torch."""
         with torch.no_grad():
-            return tensors_in(_OfWeights(self.module, self.operands, self.weights)(*tensors))
+            return tensors_in(_OfWeights(self.module, self.operands)(*tensors))
 
     def _single(self) -> bool:
         spec = self.source.call_spec.out_spec
@@ -219,6 +225,11 @@ def with_functions(module: fx.GraphModule, call: Call, other: Call | None = None
 def is_call(node: fx.Node) -> bool:
     """Whether a node of what torch.export made calls a function."""
     return str(node.target) == "onnx_symbolic._symbolic_multi_out.default"
+
+
+def _weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers, each once, by the first of its names."""
+    return dict((*module.named_parameters(), *module.named_buffers()))
 
 
 def _calls(module: fx.GraphModule, call: Call) -> dict[str, Call]:

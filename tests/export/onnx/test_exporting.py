@@ -30,7 +30,8 @@ def softmax(model, captured_once):
 CHOICES = [
     "softmax",
     LongShort(window=32, rank=4, segment=4, memory=16, maps=True),
-    Toeplitz(),
+    Toeplitz(gate="value", weigh="key"),
+    pytest.param(Toeplitz(), marks=pytest.mark.slow),
     pytest.param(LongShort(window=33, rank=0, sinks=0), marks=pytest.mark.slow),
     pytest.param(Toeplitz(per="head", gate="query", normalise=False), marks=pytest.mark.slow),
     pytest.param(Toeplitz(weigh="key"), marks=pytest.mark.slow),

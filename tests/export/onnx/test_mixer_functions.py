@@ -39,6 +39,16 @@ def test_one_function_for_all_layers(toeplitz_functions):
     assert [function.name for function in toeplitz_functions] == ["mixer_0"]
 
 
+def test_a_module_in_two_places_keeps_its_weights(deep, captured_once):
+    """LoweredToeplitz has the gate of the mixer that it also has."""
+    small = captured_once.remix(deep, Toeplitz(gate="value", weigh="key"), inputs())
+    before = {name: (weight, weight.clone()) for name, weight in small.named_parameters()}
+    (function,) = functions_of(small)
+    assert len(list(function.module.named_modules(remove_duplicate=False))) > len(list(function.module.modules()))
+    after = dict(small.named_parameters())
+    assert all(after[name] is weight and torch.equal(weight, copy) for name, (weight, copy) in before.items())
+
+
 def test_one_function_for_each_kind(deep, captured_once):
     small = captured_once.remix(deep, {"blocks.1": Toeplitz(), "*": "softmax"}, inputs())
     assert [type(function.module).__name__ for function in functions_of(small)] == ["Softmax", "LoweredToeplitz"]

@@ -11,8 +11,9 @@ from torch import Tensor
 
 import remixer
 from remixer import Decoder, LongShort, Toeplitz
-from remixer.mixers import MixerConfig, SoftmaxConfig, mixer_of
-from remixer.mixers.spec import AttentionSpec
+from remixer.mixers import Mixer, MixerConfig, SoftmaxConfig
+from remixer.passes.sites import sites_of
+from remixer.rewrite.program import Program
 
 State = dict[str, Tensor]
 MIXERS: dict[str, MixerConfig] = {
@@ -36,23 +37,22 @@ def held_bytes(state: State) -> int:
     return sum(tensor.nbytes for tensor in state.values())
 
 
-def kept_of(spec: AttentionSpec, mixer: MixerConfig, tokens: int, length: int) -> State:
+def kept_of(mixer: Mixer, tokens: int, length: int) -> State:
     """The state of one mixer after so many random tokens, of `length` at most."""
+    spec = mixer.spec
     generator = torch.Generator().manual_seed(0)
     key = torch.randn(1, spec.kv_heads, tokens, spec.head_dim, generator=generator)
     value = torch.randn(1, spec.kv_heads, tokens, spec.value_dim, generator=generator)
     padding = torch.ones(1, tokens, dtype=torch.bool)
     with torch.no_grad():
-        return mixer_of(mixer).from_attention(spec, mixer).eval().state_after(
-            length, key=key, value=value, padding=padding
-        )  # fmt: skip
+        return mixer.state_after(mixer.remembers(length), key=key, value=value, padding=padding)
 
 
-def filled(decoder: Decoder, mixer: MixerConfig, tokens: int) -> State:
+def filled(decoder: Decoder, tokens: int) -> State:
     """A decoder's state as after so many tokens, whose keys and values are random."""
     _, state = decoder.prefill(torch.ones(1, 1, dtype=torch.int64))
-    for site in decoder.model.report.sites:
-        after = kept_of(site.spec, mixer, tokens, decoder.length)
+    for site in sites_of(Program.of(decoder.model)):
+        after = kept_of(site.mixer, tokens, decoder.length)
         state |= {f"{site.name}.{name}": each for name, each in after.items() if f"{site.name}.{name}" in state}
     for name in ("tokens", "existing", "position"):
         if name in state:

@@ -29,6 +29,7 @@ from small_decoders import MIXERS, cache_of, filled, held_bytes, kept_of, rewrit
 
 import remixer
 from remixer import Decoder, generate
+from remixer.mixers import mixer_of
 
 Row = dict[str, Any]
 PARTS = ("greedy", "portions", "state", "time", "million")
@@ -97,8 +98,9 @@ def state(options: argparse.Namespace) -> list[Row]:
     rows = []
     for name, mixer in MIXERS.items():
         for tokens in (options.state_tokens // 100, options.state_tokens):
-            kept = [held_bytes(kept_of(spec, mixer, tokens, options.state_tokens)) for spec in sites[:1]]
-            rows.append({"mixer": name, "tokens": tokens, "bytes": kept[0] * len(sites)})
+            made = mixer_of(mixer).from_attention(sites[0], mixer).eval()
+            kept = held_bytes(kept_of(made, tokens, options.state_tokens))
+            rows.append({"mixer": name, "tokens": tokens, "bytes": kept * len(sites)})
     return rows
 
 
@@ -116,7 +118,7 @@ def times(options: argparse.Namespace) -> list[Row]:
     for name, mixer in MIXERS.items():
         decoder = Decoder(rewritten(model, mixer), max(contexts) + 8 * options.rounds)
         for context in contexts:
-            held = {"state": filled(decoder, mixer, context)}
+            held = {"state": filled(decoder, context)}
             cache = cache_of(model, context)
 
             def ours(held: dict[str, Any] = held, decoder: Decoder = decoder) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from decoding_tables import streaming
 from export_tables import distributed, distributed_volumes, onnx_decoder, onnx_encoder
 from quality_tables import exactness, extrapolation, long_range, needle, perplexity, transfer_decoder, transfer_encoder
 from result_files import HERE, measured
@@ -20,6 +21,7 @@ SECTIONS = {
     "Exactness": (exactness,),
     "What is lost, and won back": (perplexity, transfer_decoder, needle, transfer_encoder),
     "Speed and memory": (mixers, mixers_long, others, scaling, million),
+    "Token by token": (streaming,),
     "ONNX": (onnx_encoder, onnx_decoder),
     "Several processes": (distributed, distributed_volumes),
     "Time of a rewrite": (compile_time,),

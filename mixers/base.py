@@ -163,6 +163,13 @@ class Mixer(nn.Module, abc.ABC):
         """
         return None
 
+    def remembers(self, length: int) -> int:
+        """How many tokens a state has to be made for where there are `length` in all.
+
+        They are fewer where the oldest weigh nothing: a state made for these gives the same, and goes on beyond.
+        """
+        return length
+
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
         """What `step` knows before the first token: tensors of fixed shapes, by name.
 

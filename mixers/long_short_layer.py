@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from remixer.mixers.errors import MixerConfigError
+from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.long_short.dense_reference import Columns, dense_attention, dense_summaries
 from remixer.mixers.long_short.global_tokens import attend_from_global_tokens, mix_with_global_tokens
-from remixer.mixers.long_short.mixer import LongShort, LongShortMixer
+from remixer.mixers.long_short.mixer import LongShortMixer
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.spec import AttentionSpec
 

@@ -13,29 +13,29 @@ from remixer.mixers.base import State
 from remixer.mixers.eager import plain_inference
 
 
-def empty_ring(coefficients: Tensor, batch: int, heads: int, channels: int, counted: tuple[int, int] | None) -> State:
+def empty_ring(kernel: Tensor, batch: int, heads: int, channels: int, counted: tuple[int, int] | None) -> State:
     """The state before the first token.
 
     Args:
-        coefficients: (H, E or 1, N), t_0 to t_{N-1}.
+        kernel: (H, N, E or 1), the coefficients t_0 to t_{N-1}.
         batch: B.
         heads: G.
         channels: E.
         counted: heads and channels of what each token weighs, 1 or 0 if it only exists or not; None counts nothing.
 
     Returns:
-        kernel (H, N, E or 1), the coefficients; values (B, G, N, E); position (1,), how many tokens there were.
+        The kernel; values (B, G, N, E); position (1,), how many tokens there were.
         If asked for, exist (B, G or 1, N, E or 1), and itself (H, 1, E or 1), t_0 as a divisor.
     """
-    N = coefficients.shape[-1]
+    N = kernel.shape[1]
     state = {
-        "kernel": coefficients.transpose(1, 2).contiguous(),
-        "values": coefficients.new_zeros(batch, heads, N, channels),
-        "position": torch.zeros(1, dtype=torch.int64, device=coefficients.device),
+        "kernel": kernel,
+        "values": kernel.new_zeros(batch, heads, N, channels),
+        "position": torch.zeros(1, dtype=torch.int64, device=kernel.device),
     }
     if counted is not None:
-        state["exist"] = coefficients.new_zeros(batch, counted[0], N, counted[1])
-        state["itself"] = state["kernel"][:, :1].clamp(min=torch.finfo(coefficients.dtype).tiny)
+        state["exist"] = kernel.new_zeros(batch, counted[0], N, counted[1])
+        state["itself"] = kernel[:, :1].clamp(min=torch.finfo(kernel.dtype).tiny)
     return state
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from remixer.mixers.base import State
 from remixer.mixers.decay import Decay, fixed_decay
 from remixer.mixers.key_start import STEPS, KeyStart, OffsetStart
+from remixer.mixers.precision import at_least_float32
 from remixer.mixers.registry import register
 from remixer.mixers.spec import AttentionSpec
 from remixer.mixers.start import Starter
@@ -20,6 +21,8 @@ from remixer.mixers.state_space import empty_states, step_states
 from remixer.mixers.toeplitz_operator import OperatorConfig, ToeplitzOperator
 from remixer.mixers.toeplitz_reference import toeplitz_mixer_reference
 from remixer.mixers.toeplitz_start import GateScale, ProfileStart
+
+STRIDE = 1024  # of what is remembered: mixers whose coefficients reach about as far share what counts tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,11 @@ class ToeplitzMixer(ToeplitzOperator):
             return self.seen(encoded * fade.exp(), offsets, 0.0)
         logs = self.seen(encoded + fade, offsets, -torch.inf)
         return (logs - logs.detach().amax(-1, keepdim=True)).exp()  # rows are divided by their sum: any factor will do
+
+    def remembers(self, length: int) -> int:
+        """See Mixer.remembers: as far as coefficients reach, rounded up."""
+        reach = self.reach(at_least_float32(self.spec.dtype)) if self.config.decoding == "ring" else None
+        return length if reach is None else min(length, -(-reach // STRIDE) * STRIDE)
 
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
         """See ToeplitzOperator.initial_state; with decoding="state_space", no token may come after `length`."""

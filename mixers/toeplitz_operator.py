@@ -12,7 +12,7 @@ from torch import Tensor
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, State, Unsupported
 from remixer.mixers.convolution import transform_dtype
-from remixer.mixers.eager import plain_inference, plain_training
+from remixer.mixers.eager import plain_inference, plain_training, unobserved
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.gate import Gate
 from remixer.mixers.key_weights import KeyWeights, weighed
@@ -99,6 +99,7 @@ class ToeplitzOperator(Mixer):
             self.gate = Gate(spec.heads, spec.value_dim, spec.value_dim)
         self._kernels: Recent[Kernel] = Recent()
         self._local: Recent[LocalKernel] = Recent()
+        self._rings: Recent[Tensor] = Recent()
 
     @classmethod
     def supports(cls, spec: AttentionSpec, config: OperatorConfig) -> Unsupported | None:
@@ -182,10 +183,7 @@ class ToeplitzOperator(Mixer):
             ValueError: length is less than 1.
         """
         self.check_steps(length)
-        left = self.spec.window[0]
-        kept = length if left is None else min(length, left + 1)
-        coefficients = self.coefficients(length)[..., :kept].to(like.device, at_least_float32(like.dtype))
-        return empty_ring(coefficients, batch, self.spec.kv_heads, self.spec.value_dim, self.counted)
+        return empty_ring(self._ring(length, like), batch, self.spec.kv_heads, self.spec.value_dim, self.counted)
 
     @property
     def counted(self) -> tuple[int, int] | None:
@@ -279,6 +277,21 @@ class ToeplitzOperator(Mixer):
         direct = self.channels == 1 and tokens <= DIRECT_AT_MOST and not torch.is_autocast_enabled("cpu")
         form, dtype = ("matrix", at_least_float32(value.dtype)) if direct else ("spectrum", dtype)
         return self._kernels.get((tokens, dtype, form), parameters, lambda: self._new_kernel(tokens, dtype, form))
+
+    def _ring(self, length: int, like: Tensor) -> Tensor:
+        """t_0 to t_{N-1}, (H, N, E or 1), as states have them; kept between calls: states are made for every prompt."""
+        left, dtype = self.spec.window[0], at_least_float32(like.dtype)
+        kept = length if left is None else min(length, left + 1)
+        parameters = self._parameters_of_kernel()
+
+        def make() -> Tensor:
+            coefficients = self.coefficients(length)[..., :kept].to(like.device, dtype)
+            return coefficients.transpose(1, 2).contiguous()
+
+        if not unobserved(like, *parameters):
+            return make()
+        with torch.inference_mode(False), torch.no_grad():  # states may be used where gradients are wanted
+            return self._rings.get((length, dtype, like.device), parameters, make)
 
     def _new_kernel(self, tokens: int, dtype: torch.dtype, form: Form) -> Kernel:
         return kernel_of(self.coefficients(tokens).to(dtype), self.spec.causal, self.normalise, form)

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from remixer.mixers import Softmax
 from remixer.mixers.distributed.layout import in_order, part_size, places_of
 from remixer.passes.errors import ShardError
-from remixer.passes.shard_sequence import LENGTH, SPREAD, lengths_in
+from remixer.passes.shard_sequence import LENGTH, SPREAD
+from remixer.passes.sharded_sites import lengths_in
 from remixer.passes.spread_tokens import (
     HeadsMixer,
     OwnMixer,

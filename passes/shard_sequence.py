@@ -13,29 +13,17 @@ from typing import Any
 
 import sympy
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from remixer.mixers import DistributedMixer, LongShortMixer, Softmax
-from remixer.mixers.distributed.by_heads import of_some_heads
-from remixer.mixers.distributed.cost import Scheme, layout_of
-from remixer.mixers.distributed.layout import Layout
+from remixer.mixers.distributed.cost import Scheme
 from remixer.mixers.distributed.long_short import refusal_of_halo
 from remixer.passes.base import Pass
 from remixer.passes.errors import ShardError
 from remixer.passes.sharded_operators import rows_in, spread_dim, takes_all
+from remixer.passes.sharded_sites import layout_for, lengths_in, lengths_of, spread_mixer
 from remixer.passes.sites import Site, sites_of
-from remixer.passes.spread_tokens import (
-    HeadsMixer,
-    OwnMixer,
-    SpreadAttention,
-    WholeMixer,
-    own_tokens,
-    part_of,
-    sum_of,
-    token_of,
-    whole_of,
-)
+from remixer.passes.spread_tokens import own_tokens, part_of, sum_of, token_of, whole_of
 from remixer.rewrite.editor import Editor
 from remixer.rewrite.match import Miss, module_path
 from remixer.rewrite.program import Program, expression, shape_of
@@ -77,48 +65,6 @@ class ShardSequence(Pass):
     def run(self, editor: Editor) -> None:
         """See Pass.run."""
         _Sharding(self, editor).run()
-
-
-def lengths_in(program: Program) -> tuple[sympy.Expr, ...]:
-    """How many tokens there are, as the attentions have it: one number, or of an encoder and a decoder two.
-
-    Raises:
-        ShardError: there is no attention, a number is fixed, or there are more than two.
-    """
-    sites = sites_of(program)
-    if not sites:
-        raise ShardError("cannot shard the sequence: no attention was replaced. Give remix 'distributed'")
-    found: dict[sympy.Expr, str] = {}
-    for site in sites:
-        for length in _lengths_of(site):
-            found.setdefault(length, site.name)
-    told = ", ".join(f"{length} at {name}" for length, name in found.items())
-    advice = "What to do: partition with strategy='replicated', which needs none"
-    if not all(length.free_symbols for length in found):
-        raise ShardError(f"cannot shard the sequence: the attentions have a length that is not free: {told}. {advice}")
-    if len(found) > 2:
-        raise ShardError(
-            f"cannot shard the sequence: there may be one length, or one of queries and one of keys, but the "
-            f"attentions have {told}. {advice}"
-        )
-    return tuple(found)
-
-
-def layout_for(program: Program, scheme: Scheme) -> Layout:
-    """Which tokens each process has: one choice for the whole program."""
-    sites = sites_of(program)
-    if any(refusal_of_halo(site.mixer) is None for site in sites):
-        return "contiguous"  # of zigzag's pieces, hardly any neighbours are in one process
-    layouts = {layout_of(scheme, site.spec) for site in sites}
-    return layouts.pop() if len(layouts) == 1 else "contiguous"
-
-
-def _lengths_of(site: Site) -> tuple[sympy.Expr, sympy.Expr]:
-    """T and S; some mixers of one sequence read its values alone."""
-    value = site.operand("value")
-    assert value is not None
-    query = site.operand("query") or value
-    return expression(query.meta["val"].shape[2]), expression(value.meta["val"].shape[2])
 
 
 class _Sharding:
@@ -287,7 +233,7 @@ class _Sharding:
 
     def _site(self, site: Site) -> None:
         node, mixer = site.node, site.mixer
-        T, S = _lengths_of(site)
+        T, S = lengths_of(site)
         by_halo = refusal_of_halo(mixer) is None
         along = {"query": (2, T), "key": (2, S), "value": (2, S), "source": (1, S)}
         if not by_halo:  # which looks at the padding of all tokens: a byte each
@@ -305,28 +251,16 @@ class _Sharding:
                     operands[name] = self._part(each, *along[name], node)
                 elif (self.dims[each], self.length[each]) != along[name]:
                     operands[name] = self._part(self._whole(each, node), *along[name], node)
-        path = self.editor.register(f"{node.target}_spread", self._spread(site, by_row=by_row).eval())
+        mesh_dim, layout = self.where
+        spread, told = spread_mixer(site, self.options.scheme, layout, mesh_dim, self.options.ranks, by_row=by_row)
+        if told:
+            self.editor.miss(Miss(told, node, "ShardSequence", site.name))
+        path = self.editor.register(f"{node.target}_spread", spread.eval())
         operands |= {"tokens": self._count(T), "keys": self._count(S)}
         new = self.editor.call_module(path, operands, before=node, fake=node.meta["val"])
         new.meta["stands for"] = node.name
         self._mark(new, 2, T)
         self.editor.replace(node, new)
-
-    def _spread(self, site: Site, *, by_row: bool) -> nn.Module:
-        """What stands in the place of a site."""
-        mixer, (mesh_dim, layout), ranks = site.mixer, self.where, self.options.ranks
-        if isinstance(mixer, (DistributedMixer, Softmax)):
-            return SpreadAttention(mixer.spec, self.options.scheme, layout, mesh_dim, by_row=by_row)
-        refused = refusal_of_halo(mixer)
-        if refused is None:
-            assert isinstance(mixer, LongShortMixer)
-            return OwnMixer(mixer, mesh_dim)
-        some = of_some_heads(mixer, ranks) if ranks > 1 else None
-        if some is not None:
-            return HeadsMixer(mixer, some, ranks, layout, mesh_dim)
-        told = f"{mixer.config.name!r} runs on the whole sequence, on every process: {refused}"
-        self.editor.miss(Miss(told, site.node, "ShardSequence", site.name))
-        return WholeMixer(mixer, layout, mesh_dim, by_row=by_row)
 
     def _output(self, node: fx.Node) -> None:
         if self.options.gather:

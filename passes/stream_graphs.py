@@ -73,10 +73,11 @@ class Builder:
         operands = dict(node.kwargs)
         if isinstance(bias := operands.get("bias"), fx.Node):
             operands["bias"] = self._bias(node, bias)
-        lasting, entries = lasting_entries(mixer, self.length)
+        length = mixer.remembers(self.length)
+        lasting, entries = lasting_entries(mixer, length)
         path = node.meta["site"].name
-        own = {name: self._entry(path, name, mixer, operands.get("padding")) for name in entries}
-        wrapped: nn.Module = AtOnce(mixer, self.length, entries)
+        own = {name: self._entry(path, name, mixer, length, operands.get("padding")) for name in entries}
+        wrapped: nn.Module = AtOnce(mixer, length, entries)
         args: tuple[fx.Node, ...] = ()
         if not self.at_once:
             wrapped = Step(mixer, entries, lasting)
@@ -93,11 +94,11 @@ class Builder:
         node.replace_all_uses_with(mixed)
         self.graph.erase_node(node)
 
-    def _entry(self, path: str, name: str, mixer: Mixer, padding: Any) -> str:
+    def _entry(self, path: str, name: str, mixer: Mixer, length: int, padding: Any) -> str:
         """The name of an entry in the state of the whole."""
         if name not in mixer.of_tokens:
             return f"{path}.{name}"
-        return self.shared.setdefault((type(mixer), mixer.config, mixer.spec, padding, name), f"{path}.{name}")
+        return self.shared.setdefault((type(mixer), mixer.config, mixer.spec, length, padding, name), f"{path}.{name}")
 
     def _bias(self, node: fx.Node, bias: fx.Node) -> fx.Node:
         """The bias by offset of the greatest length, which is the same for all tokens."""

@@ -84,8 +84,9 @@ def lasting_entries(mixer: Mixer, length: int) -> tuple[State, list[str]]:
         "sink": (spec.heads,),
     }
     operands = {name: like.new_zeros(shapes[name]) for name in mixer.operands if name in shapes}
-    with torch.enable_grad():
+    with torch.no_grad():  # a mixer that keeps such entries keeps these
         before = mixer.initial_state(1, length, like)
+    with torch.enable_grad():
         _, after = mixer.step(before, **operands)
     lasting = {name: each.detach() for name, each in before.items() if after[name] is each}
     return lasting, sorted(before.keys() - lasting.keys())

@@ -41,6 +41,10 @@ class CachedToeplitz(ToeplitzMixer):
         mixed: Tensor = LoweredToeplitz(self, None)(query, key, value, padding=padding)
         return mixed
 
+    def remembers(self, length: int) -> int:
+        """See Mixer.remembers: what is kept grows, and so has coefficients for all tokens."""
+        return length
+
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
         """See Mixer.initial_state."""
         self.check_steps(length)

@@ -26,7 +26,8 @@ from remixer.mixers.distributed.ranks import ALONE, Ranks, bound
 from remixer.passes.errors import ShardError, StageError
 from remixer.passes.prove_sharding import prove_sharding
 from remixer.passes.prove_stages import prove_stages
-from remixer.passes.shard_sequence import ShardSequence, layout_for
+from remixer.passes.shard_sequence import ShardSequence
+from remixer.passes.sharded_sites import layout_for
 from remixer.passes.sites import sites_of
 from remixer.passes.split_stages import Stage, split_stages
 from remixer.rewrite.agreement import mode

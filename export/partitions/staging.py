@@ -10,7 +10,7 @@ import sympy
 from remixer.export.errors import PartitionError
 from remixer.export.partitions.plan import ActivationPlan, StagePlan, Strategy
 from remixer.passes.prove_stages import independent_rows
-from remixer.passes.shard_sequence import lengths_in
+from remixer.passes.sharded_sites import lengths_in
 from remixer.passes.split_stages import Crossing, Stage
 from remixer.rewrite.program import Program, shape_of
 from remixer.rewrite.sizes import letters_of, written

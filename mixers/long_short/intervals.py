@@ -7,11 +7,12 @@ have ascending coordinates: nodes of the level, or positions. A query sees one i
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.long_short.sight import Sight
 from remixer.mixers.spec import AttentionSpec
 
@@ -64,7 +65,7 @@ def intervals_of(sight: Sight) -> tuple[Intervals, Blocks]:
 
 @functools.lru_cache(maxsize=32)
 def _intervals_of(
-    spec: AttentionSpec, config: Any, kind: tuple[int, int, int, int], device: torch.device
+    spec: AttentionSpec, config: LongShort, kind: tuple[int, int, int, int], device: torch.device
 ) -> tuple[Intervals, Blocks]:
     T, sinks, rank, align = kind
     sight = Sight.of(spec, config, torch.ones(1, T, dtype=torch.bool, device=device), 0, rank, align)

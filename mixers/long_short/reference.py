@@ -6,11 +6,12 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.long_short.retrieval_reference import chosen_segments, merged_with_age, segments_before
 from remixer.mixers.spec import AttentionSpec
 
@@ -27,7 +28,7 @@ class Summary(NamedTuple):
 
 def long_short_reference(
     spec: AttentionSpec,
-    config: Any,
+    config: LongShort,
     parameters: Mapping[str, Tensor],
     query: Tensor,
     key: Tensor,
@@ -40,7 +41,7 @@ def long_short_reference(
 
     Args:
         spec: of the attention that is replaced.
-        config: a LongShort config.
+        config: of the mixer.
         parameters: of the mixer, by name.
         query: (B, H, T, D).
         key: (B, G, T, D).
@@ -114,7 +115,7 @@ def long_short_reference(
     return torch.stack(rows).view(B, T, H, -1).transpose(1, 2).to(value.dtype)
 
 
-def _runs_before(before: int, config: Any) -> list[tuple[int, int]]:
+def _runs_before(before: int, config: LongShort) -> list[tuple[int, int]]:
     """The runs of tokens whose summaries a causal query sees before the start of its window."""
     runs = segments_before(before, config.segment)
     if config.memory == "dyadic":
@@ -122,13 +123,13 @@ def _runs_before(before: int, config: Any) -> list[tuple[int, int]]:
     return runs if config.memory is None else runs[-config.memory :]
 
 
-def _behind(t: int, run: range, spec: AttentionSpec, config: Any) -> list[int]:
+def _behind(t: int, run: range, spec: AttentionSpec, config: LongShort) -> list[int]:
     """Positions that a summary stands for where its bias is reckoned, whether they exist or not."""
     beyond = [s for s in run if spec.causal or (config.counted and not _in_window(t, s, spec, config))]
     return beyond or list(run)
 
 
-def _in_window(t: int, s: int, spec: AttentionSpec, config: Any) -> bool:
+def _in_window(t: int, s: int, spec: AttentionSpec, config: LongShort) -> bool:
     """Whether query t sees key s exactly."""
     left, right = spec.window
     if (left is not None and s < t - left) or (right is not None and s > t + right):
@@ -143,7 +144,7 @@ def _in_window(t: int, s: int, spec: AttentionSpec, config: Any) -> bool:
     return first - half <= s < first + config.window + half
 
 
-def _normed(name: str, x: Tensor, config: Any, weights: Mapping[str, Tensor]) -> Tensor:
+def _normed(name: str, x: Tensor, config: LongShort, weights: Mapping[str, Tensor]) -> Tensor:
     """(G, n, D), each token normalised over all heads together or over each alone."""
     if config.dual_norm == "none":
         return x

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
+from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.long_short.memory import MOST_LEVELS, Memory, existing_in_segments, pairs, to_multiple
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.spec import AttentionSpec
@@ -84,7 +84,7 @@ def both_signs(key: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def choose(query: Tensor, key: Tensor, exist: Tensor, spec: AttentionSpec, config: Any) -> Chosen:
+def choose(query: Tensor, key: Tensor, exist: Tensor, spec: AttentionSpec, config: LongShort) -> Chosen:
     """What every block of `retrieve_block` queries attends to: the choice of its first query that exists, if causal.
 
     Args:
@@ -92,7 +92,7 @@ def choose(query: Tensor, key: Tensor, exist: Tensor, spec: AttentionSpec, confi
         key: (B, G, T, D).
         exist: (B or 1, T) bool.
         spec: of the attention that is replaced.
-        config: a LongShort config.
+        config: of the mixer.
     """
     (B, _, T, _), size = query.shape, config.retrieve_block
     tree = Tree.of(key, exist, config.segment, config.retrieve)
@@ -124,7 +124,7 @@ def _runs(count: int, most: int) -> list[slice]:
 
 
 def search(
-    tree: Tree, rows: Tensor, asks: Tensor, first: Tensor, *, spec: AttentionSpec, config: Any
+    tree: Tree, rows: Tensor, asks: Tensor, first: Tensor, *, spec: AttentionSpec, config: LongShort
 ) -> tuple[Tensor, Tensor]:
     """The segments whose bounds are largest, as far as the search finds them.
 
@@ -134,7 +134,7 @@ def search(
         asks: (B, G, blocks, queries) bool, which of them exist.
         first: (blocks,), the position of each block's first query.
         spec: of the attention that is replaced.
-        config: a LongShort config.
+        config: of the mixer.
 
     Returns:
         (B, G, blocks, retrieve) segments, and bool: whether there is one.
@@ -165,7 +165,9 @@ def search(
     return kept, there
 
 
-def _entering(memory: Memory, level: int, first: Tensor, spec: AttentionSpec, config: Any) -> tuple[Tensor, Tensor]:
+def _entering(
+    memory: Memory, level: int, first: Tensor, spec: AttentionSpec, config: LongShort
+) -> tuple[Tensor, Tensor]:
     """The nodes of a level where the search begins, (blocks, nodes), and which of these there are."""
     if spec.causal:
         before = (first - config.window + 1).div(config.segment, rounding_mode="floor")
@@ -177,7 +179,7 @@ def _entering(memory: Memory, level: int, first: Tensor, spec: AttentionSpec, co
     return nodes, torch.ones_like(nodes, dtype=torch.bool)
 
 
-def _outside(nodes: Tensor, level: int, first: Tensor, spec: AttentionSpec, config: Any) -> Tensor:
+def _outside(nodes: Tensor, level: int, first: Tensor, spec: AttentionSpec, config: LongShort) -> Tensor:
     """Which nodes, (..., blocks, nodes), have tokens outside of the window; always true of causal ones."""
     if spec.causal:
         return torch.ones_like(nodes, dtype=torch.bool)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.spec import AttentionSpec
 
 
@@ -30,7 +29,7 @@ def segments_before(before: int, segment: int) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def chosen_segments(
-    query: Tensor, key: Tensor, kept: list[int], position: int, spec: AttentionSpec, config: Any
+    query: Tensor, key: Tensor, kept: list[int], position: int, spec: AttentionSpec, config: LongShort
 ) -> list[int]:
     """Where the segments start that a query attends to word for word.
 
@@ -40,7 +39,7 @@ def chosen_segments(
         kept: the positions that exist.
         position: of the query.
         spec: of the attention that is replaced.
-        config: a LongShort config.
+        config: of the mixer.
     """
     T, size, segment = key.shape[0], config.retrieve_block, config.segment
     first = position // size * size

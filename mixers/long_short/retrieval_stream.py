@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from remixer.mixers.base import State
 from remixer.mixers.eager import written
+from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.long_short.joint_attention import hidden_score
 from remixer.mixers.long_short.retrieval import Tree, both_signs, search, tree_memory
 from remixer.mixers.precision import at_least_float32
@@ -22,11 +22,11 @@ class Library:
 
     Attributes:
         spec: of the attention that is replaced.
-        config: a LongShort config.
+        config: of the mixer.
     """
 
     spec: AttentionSpec
-    config: Any
+    config: LongShort
 
     def initial_state(self, batch: int, length: int, like: Tensor) -> State:
         """See Mixer.initial_state: grows with the length, since any token may be asked for again."""

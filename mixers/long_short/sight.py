@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
+from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.long_short.joint_attention import hidden_score
 from remixer.mixers.long_short.memory import Memory, existing_in_segments
 from remixer.mixers.long_short.sinks import first_existing, gather_tokens
@@ -55,7 +56,7 @@ class Sight:
 
     Attributes:
         spec: of the attention that is replaced.
-        config: a LongShort config.
+        config: of the mixer.
         tiling: the tiles.
         exist: (B or 1, T) bool, which keys exist.
         sinks: (B or 1, sinks) positions and whether there is such a token, or None.
@@ -66,7 +67,7 @@ class Sight:
     """
 
     spec: AttentionSpec
-    config: Any
+    config: LongShort
     tiling: Tiling
     exist: Tensor
     sinks: tuple[Tensor, Tensor] | None
@@ -75,7 +76,7 @@ class Sight:
     counts: Tensor
 
     @classmethod
-    def of(cls, spec: AttentionSpec, config: Any, exist: Tensor, sinks: int, rank: int, align: int) -> Sight:
+    def of(cls, spec: AttentionSpec, config: LongShort, exist: Tensor, sinks: int, rank: int, align: int) -> Sight:
         """The sight of a sequence; a window that covers it needs one tile and no sinks."""
         T, w = exist.shape[1], config.window
         counts = exist[:, :0]
@@ -274,14 +275,18 @@ def covers(window: int, tokens: int | torch.SymInt) -> bool:
     return bool(window >= tokens)
 
 
-def _memory(config: Any, tokens: int) -> Memory:
+def _memory(config: LongShort, tokens: int) -> Memory:
     """Which summaries causal queries of so many tokens see."""
     return Memory.of(config.memory, config.per_size, -(-tokens // config.segment))
 
 
 @functools.lru_cache(maxsize=64)
 def _patches_without_padding(
-    spec: AttentionSpec, config: Any, kind: tuple[int, int, int, int, int], run: tuple[int, int], dtype: torch.dtype
+    spec: AttentionSpec,
+    config: LongShort,
+    kind: tuple[int, int, int, int, int],
+    run: tuple[int, int],
+    dtype: torch.dtype,
 ) -> list[Patch]:
     """Where most tiles add something, all do at once; what some tiles add elsewhere is added for each by itself."""
     tokens, sinks, rank, align, length = kind

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from remixer.mixers.base import State
 from remixer.mixers.eager import written
+from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.long_short.joint_attention import hidden_score, joint_attention
 from remixer.mixers.long_short.memory import Memory, levels_for
 from remixer.mixers.long_short.offset_columns import node_masses
@@ -47,7 +47,7 @@ class Stream:
 
     Attributes:
         spec: of the attention that is replaced.
-        config: a LongShort config.
+        config: of the mixer.
         sinks: how many there are.
         rank: summaries of every segment; 0 for none.
         retrieve: how many far segments are attended to word for word.
@@ -55,7 +55,7 @@ class Stream:
     """
 
     spec: AttentionSpec
-    config: Any
+    config: LongShort
     sinks: int
     rank: int
     retrieve: int

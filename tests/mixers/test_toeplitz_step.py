@@ -194,3 +194,42 @@ def test_plain_inference_writes_in_place():
             before = mixer.initial_state(1, 4, value)
             _, after = mixer.step(before, query=query[:, :, :1], value=value[:, :, :1])
         assert after["values"].data_ptr() == before["values"].data_ptr()
+
+
+def test_coefficients_are_made_once_for_all_prompts(monkeypatch):
+    mixer, made = mixer_of(Toeplitz()), []
+    monkeypatch.setattr(mixer, "coefficients", lambda n, own=mixer.coefficients: made.append(n) or own(n))
+    _, value = operands_of(mixer, 2, 5)
+    with torch.inference_mode():
+        first = mixer.initial_state(2, 9, value)["kernel"]
+    with torch.no_grad():
+        assert mixer.initial_state(1, 9, value)["kernel"] is first
+        mixer.state_after(9, value=value)
+        assert made == [9]
+        mixer.encoder.last.bias.mul_(2.0)
+        assert not torch.equal(mixer.initial_state(2, 9, value)["kernel"], first)
+        mixer.initial_state(2, 8, value)
+    assert made == [9, 9, 8]
+    assert not first.is_inference()  # a step with gradients may read it
+    assert mixer.initial_state(2, 8, value)["kernel"].requires_grad
+
+
+def test_what_reaches_no_further_is_not_remembered():
+    """Exactly: coefficients beyond are 0 in float32."""
+    mixer = mixer_of(Toeplitz(decay=0.5), torch.float32).eval()
+    assert mixer.remembers(500) == 500
+    assert mixer.remembers(100_000) == 1024
+    query, value = operands_of(mixer, 2, 1300)
+    padding = padding_of("left", 2, 1300)
+    with torch.no_grad():
+        whole, short = (mixer.state_after(n, value=value, padding=padding) for n in (2000, mixer.remembers(2000)))
+        assert (whole["values"].shape[2], short["values"].shape[2]) == (2000, 1024)
+        for t in range(3):
+            now = {"query": query[:, :, t : t + 1], "value": value[:, :, t : t + 1], "padding": padding[:, -1:]}
+            (one, whole), (other, short) = mixer.step(whole, **now), mixer.step(short, **now)
+            assert_close(other, one)
+
+
+@pytest.mark.parametrize("config", [Toeplitz(decay=None), Toeplitz(decay=0.5, decoding="state_space")], ids=repr)
+def test_all_are_remembered_where_coefficients_reach_all(config):
+    assert mixer_of(config).remembers(100_000) == 100_000

@@ -11,7 +11,8 @@ from remixer import LongShort
 from remixer.export import PartitionError, partition
 from remixer.passes.errors import ShardError
 from remixer.passes.prove_sharding import prove_sharding
-from remixer.passes.shard_sequence import LENGTH, ShardSequence, lengths_in
+from remixer.passes.shard_sequence import LENGTH, ShardSequence
+from remixer.passes.sharded_sites import lengths_in
 from remixer.rewrite.program import Program
 
 

@@ -11,7 +11,8 @@ import remixer
 from remixer import LongShort
 from remixer.passes.errors import ShardError
 from remixer.passes.prove_sharding import prove_sharding
-from remixer.passes.shard_sequence import SPREAD, ShardSequence, layout_for
+from remixer.passes.shard_sequence import SPREAD, ShardSequence
+from remixer.passes.sharded_sites import layout_for
 from remixer.passes.spread_tokens import HeadsMixer, OwnMixer, SpreadAttention, WholeMixer
 from remixer.rewrite.program import Program
 

@@ -86,7 +86,11 @@ def _ending(name: str, as_json: bool, debug: bool) -> Iterator[None]:
     """Turns what goes wrong into a sentence on stderr and the process's code."""
     try:
         yield
-    except (typer.Exit, typer.BadParameter, BrokenPipeError):
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except typer.BadParameter as error:
+        if as_json:
+            _print_json({"error": {"kind": "usage", "message": error.message}})
         raise
     except KeyboardInterrupt:
         _complain(f"remixer {name}: interrupted; nothing was left half-written")

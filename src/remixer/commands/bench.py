@@ -53,9 +53,8 @@ def bench(
     wanted = _lengths(lengths)
     check_picture(plot)
     found = find(model)
+    found.refuse_if_remixed(mixer, plan, inputs)
     if found.remixed is not None:
-        if mixer or plan or inputs:
-            raise typer.BadParameter(f"{model} is rewritten already: it has its mixers and knows its inputs")
         small = found.remixed
         before: nn.Module | None = None if small.original is None else small.original.graph_module
     else:

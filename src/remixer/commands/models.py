@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from remixer.commands.progress import doing, note
 
 if TYPE_CHECKING:
@@ -52,6 +54,15 @@ class Found:
         from remixer.remixed import Remixed
 
         return self.model if isinstance(self.model, Remixed) else None
+
+    def refuse_if_remixed(self, *asked: object) -> None:
+        """Raise typer.BadParameter if anything is asked for that a rewritten model has already.
+
+        Args:
+            asked: mixers, inputs and sizes, as the options gave them; None or empty where they were left out.
+        """
+        if self.remixed is not None and any(asked):
+            raise typer.BadParameter(f"{self.name} is rewritten already: it has its mixers and knows its inputs")
 
     def on(self, device: str | None) -> Found:
         """The same on a device.

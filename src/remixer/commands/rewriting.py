@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
 from remixer.commands.answering import NothingReplacedError
 from remixer.commands.chosen import mapping_of
 from remixer.commands.example_inputs import inputs_for
@@ -57,11 +55,10 @@ def saved_or_rewritten(
         typer.BadParameter: mixers are asked for an artifact, which has its own.
         NothingReplacedError: the mixers fit nowhere.
     """
-    if found.remixed is None:
-        return rewritten(found, mapping_of(asked or [otherwise]), inputs_for(found, file, batch, length))
-    if asked or file or batch or length:
-        raise typer.BadParameter(f"{found.name} is rewritten already: it has its mixers and knows its inputs")
-    return found.remixed
+    found.refuse_if_remixed(asked, file, batch, length)
+    if found.remixed is not None:
+        return found.remixed
+    return rewritten(found, mapping_of(asked or [otherwise]), inputs_for(found, file, batch, length))
 
 
 def _asks(choice: Mapping[str, MixerConfig | None] | Plan) -> bool:

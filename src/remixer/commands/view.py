@@ -36,9 +36,8 @@ def view(
 
     check_place(html, "a page")
     found = find(model)
+    found.refuse_if_remixed(mixer, inputs, batch, length)
     if found.remixed is not None:
-        if mixer or inputs or batch or length:
-            raise typer.BadParameter(f"{model} is rewritten already: it has its mixers and knows its inputs")
         shown, example = found.model, None
     else:
         example = inputs_for(found, inputs, batch, length)

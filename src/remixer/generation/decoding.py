@@ -114,7 +114,7 @@ class Decoder:
             raise GenerationError(
                 "the model's weights were changed or moved since this decoder was built: build another"
             )
-        exist = self._existing(tokens, attention_mask)
+        exist = self._feeds.existing(tokens, attention_mask)
         self._check_room(0, tokens.shape[1])
         self._feeds.check(len(tokens), source)
         results = self._run(self._streaming.prefill, self._feeds.tensors(tokens, exist, 0, source or {}))
@@ -137,7 +137,7 @@ class Decoder:
                 more tokens than this decoder was built for.
         """
         self._check_state(state, len(tokens))
-        exist = self._existing(tokens, attention_mask)
+        exist = self._feeds.existing(tokens, attention_mask)
         self._check_room(int(state["tokens"]), tokens.shape[1])
         state, taken = dict(state), state
         taken.clear()
@@ -164,7 +164,7 @@ class Decoder:
             attention_mask: (B, T), 1 or True where a token exists, or None where all do.
             source: see `prefill`.
         """
-        exist = self._existing(tokens, attention_mask)
+        exist = self._feeds.existing(tokens, attention_mask)
         self._feeds.check(len(tokens), source)
         given = iter(self._feeds.tensors(tokens, exist, 0, source or {}))
         program = self._streaming.program
@@ -205,22 +205,6 @@ class Decoder:
         """The logits, and the state with what the decoder counts itself."""
         split = len(results) - len(self._streaming.state)
         return results[self._logits], dict(zip(self._streaming.state, results[split:], strict=True)) | own
-
-    def _existing(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-        if tokens.dim() != 2 or not tokens.numel() or tokens.is_floating_point():
-            raise GenerationError(f"expected token ids (B, T), got {tokens.dtype} of shape {tuple(tokens.shape)}")
-        if attention_mask is None:
-            return torch.ones_like(tokens, dtype=torch.bool)
-        if attention_mask.shape != tokens.shape:
-            shapes = f"{tuple(attention_mask.shape)} and {tuple(tokens.shape)}"
-            raise GenerationError(f"a mask has to be as large as the tokens that it is of, got {shapes}")
-        exist = attention_mask.to(torch.bool)
-        if not self._feeds.masked and not bool(exist.all()):
-            raise GenerationError(
-                "some tokens are padding, and the model was captured without a mask: give remix an attention_mask "
-                "among its inputs"
-            )
-        return exist
 
     def _check_state(self, state: State, rows: int | None = None) -> None:
         if not state:

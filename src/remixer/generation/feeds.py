@@ -69,6 +69,28 @@ class Feeds:
         """The names of the inputs that are of another sequence."""
         return tuple(name for name, role, _ in self.roles if role == "source")
 
+    def existing(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Which of the tokens (B, T) exist, (B, T) bool; None stands for all.
+
+        Raises:
+            GenerationError: the tokens are none, or the mask is of others; or some are padding, and the model takes no
+                mask.
+        """
+        if tokens.dim() != 2 or not tokens.numel() or tokens.is_floating_point():
+            raise GenerationError(f"expected token ids (B, T), got {tokens.dtype} of shape {tuple(tokens.shape)}")
+        if attention_mask is None:
+            return torch.ones_like(tokens, dtype=torch.bool)
+        if attention_mask.shape != tokens.shape:
+            shapes = f"{tuple(attention_mask.shape)} and {tuple(tokens.shape)}"
+            raise GenerationError(f"a mask has to be as large as the tokens that it is of, got {shapes}")
+        exist = attention_mask.to(torch.bool)
+        if not self.masked and not bool(exist.all()):
+            raise GenerationError(
+                "some tokens are padding, and the model was captured without a mask: give remix an attention_mask "
+                "among its inputs"
+            )
+        return exist
+
     def tensors(
         self, tokens: Tensor, exist: Tensor, before: Tensor | int, source: Mapping[str, Tensor] | None = None
     ) -> list[Tensor]:

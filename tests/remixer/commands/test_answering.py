@@ -37,6 +37,7 @@ def failing(kind: str) -> Answer:
         "plain": ValueError("in a foreign tongue\nand more"),
         "disk": OSError(28, "No space left on device", "x.onnx"),
         "nothing": NothingReplacedError("not one", {"report": {"sites": []}}),
+        "usage": typer.BadParameter("give a or b, not both"),
     }[kind]
 
 
@@ -57,6 +58,10 @@ def test_errors_are_one_sentence_and_a_code(kind, code, told):
 def test_errors_for_programs():
     found = json.loads(say(failing, "nothing", "--json").stdout)
     assert found == {"report": {"sites": []}, "error": {"kind": "NothingReplacedError", "message": "not one"}}
+    said = say(failing, "usage", "--json")
+    assert said.exit_code == 2
+    assert json.loads(said.stdout) == {"error": {"kind": "usage", "message": "give a or b, not both"}}
+    assert "give a or b, not both" in said.stderr
 
 
 def test_tracebacks_only_if_asked_for():

@@ -9,6 +9,7 @@ from torch import nn
 import remixer
 from remixer import Decoder, GenerationError
 from remixer.generation import feeds
+from remixer.mixers import ToeplitzMixer
 
 EACH = [("llama", "softmax"), ("llama", "long_short"), ("written", "toeplitz")]
 
@@ -215,3 +216,23 @@ def test_a_model_that_trains_is_run_in_eval(pair):
     logits, _ = Decoder(small, 40).prefill(ids)
     assert small.training
     torch.testing.assert_close(logits, Decoder(pair("written", "long_short")[1], 40).prefill(ids)[0])
+
+
+def test_states_hold_what_coefficients_reach(pair):
+    """Two mixers that are alike, of which one reaches further: the text goes on beyond both."""
+    ids, mask = text(2, 2200)
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+    inputs = {name: each[:, :40] for name, each in given.items()}
+    small = remixer.remix(pair("llama")[0], remixer.Toeplitz(decay=0.7, learn_decay=True), inputs, strict=True)
+    mixers = [module for module in small.modules() if isinstance(module, ToeplitzMixer)]
+    with torch.no_grad():
+        for mixer, raw in zip(mixers, (-3.0, 1.2), strict=True):
+            mixer.decay.raw.fill_(raw)
+        whole = small(**given).logits
+    decoder = Decoder(small, 3000)
+    assert [mixer.remembers(3000) for mixer in mixers] == [1024, 2048]
+    logits, state = in_portions(decoder, ids, mask, [900, 1, 139, 1158, 1, 1])
+    assert sorted({each.shape[2] for name, each in state.items() if name.endswith(".values")}) == [1024, 2048]
+    there = mask[:, 899:].bool()
+    assert (logits - whole[:, 899:])[there].abs().max() <= 1e-4 * whole.abs().max()

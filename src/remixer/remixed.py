@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,11 +73,18 @@ class Remixed(fx.GraphModule):
         return _unpickled, (root, PickledGraph.of(self.graph), self.meta)
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
-        before = _device(self)
+        device, dtypes = _device(self), _dtypes(self)
         super()._apply(fn, recurse)
         after = _device(self)
-        if before is not None and after is not None and before != after:
+        if device is not None and after is not None and device != after:
             move_constants(self, after)
+        if any(now.itemsize < 4 <= before.itemsize for before, now in zip(dtypes, _dtypes(self), strict=True)):
+            warnings.warn(
+                "this graph was captured in higher precision and casts as it did then: in lower precision, what the "
+                "original computes in float32 on purpose, such as norms, no longer is, and dtypes may clash. What to "
+                "do: cast the original, then remix it",
+                stacklevel=3,
+            )
         return self
 
 
@@ -89,6 +97,10 @@ def _unpickled(root: nn.Module, graph: PickledGraph, meta: dict[str, Any]) -> Re
 
 def _device(module: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in module.parameters()), None)
+
+
+def _dtypes(module: nn.Module) -> list[torch.dtype]:
+    return [parameter.dtype for parameter in module.parameters()]
 
 
 def own_weights(module: fx.GraphModule) -> None:

@@ -107,6 +107,15 @@ def test_the_result_works_in_bf16(model, inputs):
         assert remixer.remix(model, mixer, inputs)(**inputs)["logits"].isfinite().all()
 
 
+def test_a_cast_to_lower_precision_is_warned_of(model, inputs):
+    """What the original computes in float32 on purpose is no longer told from the rest."""
+    small = remixer.remix(model, "softmax", inputs)
+    assert small.double().float().to("cpu") is small
+    with pytest.warns(UserWarning, match="cast the original, then remix it"):
+        small.to(torch.bfloat16)
+    small.half()
+
+
 @pytest.mark.parametrize(("mixer", "order"), [(LongShort(window=4), "n"), (Toeplitz(), "n log n")])
 def test_nothing_quadratic_is_left(causal_model, inputs, mixer, order):
     small = remixer.remix(causal_model, mixer, inputs)

@@ -93,6 +93,7 @@ def _million(rows: list[Row]) -> list[str]:
         ])  # fmt: skip
     least, most = (f"{rows[place]['tokens']:,} tokens" for place in (0, -1))
     return [
-        "\nA decoder of two layers that is given token after token: what its state holds, and the whole process:\n\n",
+        "\nA decoder of one layer that is given a million tokens, 64 at a time, on one thread: what its "
+        "state holds, and the whole process:\n\n",
         table(["mixer", least, most, "a token at the first, at the last"], told),
     ]

@@ -4,7 +4,7 @@
 - portions: logits from a state, for prompts of several lengths, beside those of the whole text at once.
 - state: what a state holds after many tokens beside the keys and values that it stands for.
 - time: seconds a token at several contexts; keys and values of these are random.
-- million: a small decoder is given token after token, in a process of its own. Does its memory grow?
+- million: a small decoder is given so many tokens, 64 at a time, in a process of its own. Does its memory grow?
 
 Run: python benchmarks/streaming.py [--only greedy portions state time million] [--threads 2]. Parts that are not run
 stay in the file as they were.
@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from remixer import Decoder, generate
 from remixer.mixers import mixer_of
 
 Row = dict[str, Any]
+PORTION = 64
 PARTS = ("greedy", "portions", "state", "time", "million")
 
 
@@ -78,9 +80,9 @@ def portions(options: argparse.Namespace) -> list[Row]:
         for prompt in sorted({1, max(1, tokens // 20), tokens // 2, tokens - 1}):
             logits, state = decoder.prefill(ids[:, :prompt])
             error, agreed = _difference(logits[0], whole[prompt - 1 : prompt])
-            for start in range(prompt, tokens, 64):
-                logits, state = decoder.step(ids[:, start : start + 64], state)
-                more, also = _difference(logits[0], whole[start : start + 64])
+            for start in range(prompt, tokens, PORTION):
+                logits, state = decoder.step(ids[:, start : start + PORTION], state)
+                more, also = _difference(logits[0], whole[start : start + PORTION])
                 error, agreed = max(error, more), agreed + also
             row = {"mixer": name, "tokens": tokens, "prompt": prompt, "error": error / float(whole.abs().max())}
             rows.append({**row, "same_argmax": agreed / (tokens - prompt + 1)})
@@ -136,32 +138,38 @@ def times(options: argparse.Namespace) -> list[Row]:
 
 
 def million(options: argparse.Namespace) -> list[Row]:
-    """Memory and pace of a small decoder, measured in processes of their own."""
-    return [row for name in ("long_short", 'long_short(memory="dyadic")') for row in alone(
-        __file__, "--one", name, "--many", options.many, "--threads", options.threads
-    )]  # fmt: skip
+    """Memory and pace of a small decoder, in processes of their own side by side, a thread each."""
+
+    def run(name: str) -> list[Row]:
+        return alone(__file__, "--one", name, "--many", options.many, "--threads", 1)
+
+    with ThreadPoolExecutor() as pool:
+        return [row for rows in pool.map(run, ("long_short", 'long_short(memory="dyadic")')) for row in rows]
 
 
 def one_million(name: str, many: int) -> list[Row]:
-    """Random tokens through two layers; bytes of the state and of the process after each tenth."""
+    """Random tokens through one layer, 64 at a time; bytes of the state and of the process after each tenth."""
     import psutil
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    options = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    options = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=256, num_key_value_heads=2, **options)).eval()
     decoder, process = Decoder(rewritten(model, MIXERS[name]), many), psutil.Process()
     ids = torch.randint(1, 256, (1, many))
     _, kept = decoder.prefill(ids[:, :1])
-    rows, start = [], time.perf_counter()
-    for token in range(1, many):
-        logits, kept = decoder.step(ids[:, token : token + 1], kept)
-        if (token + 1) % max(1, many // 10) == 0:
-            took = (time.perf_counter() - start) / max(1, many // 10)
+    rows: list[Row] = []
+    begun, told = time.perf_counter(), 1
+    for start in range(1, many, PORTION):
+        some = ids[:, start : start + PORTION]
+        logits, kept = decoder.step(some, kept)
+        done = start + some.shape[1]
+        if done * 10 // many > len(rows):
             assert logits.isfinite().all()
+            took = (time.perf_counter() - begun) / (done - told)
             sizes = {"state_bytes": held_bytes(kept), "process_bytes": process.memory_info().rss}
-            rows.append({"mixer": name, "tokens": token + 1, **sizes, "seconds": took})
-            start = time.perf_counter()
+            rows.append({"mixer": name, "tokens": done, **sizes, "seconds": took})
+            begun, told = time.perf_counter(), done
     return rows
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from remixer.mixers.base import State
+from remixer.mixers.eager import plain_inference
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.growing import grown, latest
 from remixer.mixers.masks import existing_tokens, near_keys
@@ -79,6 +80,8 @@ def seen_in_cache(spec: AttentionSpec, state: State, tokens: int, bias: Tensor |
         Broadcastable to (B, H, T, S), bool or added; None where all are seen.
     """
     S, exist, device = state["key"].shape[2], state.get("exist"), like.device
+    if exist is not None and plain_inference(exist) and bool(exist.all()):
+        exist = None  # attention without a mask is faster
     mask = None
     if tokens != 1:  # one token sees all that was kept
         mask = near_keys(replace(spec, alignment="end"), tokens, S, device)

@@ -21,7 +21,7 @@ from remixer.passes.stream import stream
 from remixer.passes.streamed_site import Step
 from remixer.rewrite.agreement import mode
 from remixer.rewrite.inputs import tensors_in
-from remixer.rewrite.modules import device_of
+from remixer.rewrite.modules import device_of, flattened
 from remixer.rewrite.program import Program
 
 State = dict[str, Tensor]
@@ -78,6 +78,7 @@ class Decoder:
                 raise GenerationError(str(error)) from error
             steps = [module for module in self._streaming.step.modules() if isinstance(module, Step)]
             self._several = self._proven(CHUNK)
+            self._step = flattened(self._streaming.step)
             self._logits = self._which_is_logits()
             self._lasting = any(step.lasting for step in steps)
             self._made_from = self._weights()
@@ -147,7 +148,7 @@ class Decoder:
             own = {"tokens": state["tokens"] + some.shape[1], "existing": state["existing"] + there.sum(1)}
             inputs = self._feeds.tensors(some, there, state["existing"])
             past = [state.pop(name) for name in self._streaming.state]
-            each, state = self._taken(self._run(self._streaming.step, [*inputs, *past]), own)
+            each, state = self._taken(self._run(self._step, [*inputs, *past]), own)
             logits.append(each)
         return torch.cat(logits, 1) if len(logits) > 1 else logits[0], state
 

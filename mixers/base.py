@@ -69,6 +69,7 @@ class Mixer(nn.Module, abc.ABC):
             graph; what nobody needs any more is swept away with its parameters.
         of_tokens: names of the entries of its state that nothing decides but which tokens exist: mixers with the same
             options share them.
+        writes_of_tokens: whether `step` may write into the memory of these entries.
         steps_several: whether `step` takes several tokens at once too: (B, H, T, D) instead of (B, H, 1, D).
     """
 
@@ -77,6 +78,7 @@ class Mixer(nn.Module, abc.ABC):
     config: MixerConfig
     operands: tuple[str, ...] = ("query", "key", "value", "padding")
     of_tokens: tuple[str, ...] = ()
+    writes_of_tokens: ClassVar[bool] = True
     steps_several: ClassVar[bool] = False
 
     def __init__(self, spec: AttentionSpec, config: MixerConfig) -> None:

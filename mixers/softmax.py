@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, State, Unsupported
+from remixer.mixers.eager import plain_inference
 from remixer.mixers.key_value_cache import empty_cache, extended, kept_in_cache, seen_in_cache
 from remixer.mixers.masks import added_mask, allowed_keys
 from remixer.mixers.offset_bias import dense_bias, existing_places
@@ -152,6 +153,11 @@ def exact_attention(
     return mixed.masked_fill(~allowed.any(-1, keepdim=True), 0.0) if spec.dead_rows == "zero" else mixed
 
 
+# Of one token: keys that stay in cache are read by each of few heads again faster than heads are made rows, since there
+# are more heads than key/value heads to spread over threads.
+NEAR, FEW = 4096, 3
+
+
 @dataclass(frozen=True)
 class SoftmaxConfig(MixerConfig):
     """Keep the attention's meaning, in one exact form. Has no options."""
@@ -163,6 +169,7 @@ class Softmax(Mixer):
 
     Config = SoftmaxConfig
     of_tokens = ("exist",)
+    writes_of_tokens = False
     steps_several = True
 
     def __init__(self, spec: AttentionSpec, config: SoftmaxConfig | None = None) -> None:
@@ -236,15 +243,22 @@ class Softmax(Mixer):
         spec, T = self.spec, query.shape[2]
         whole = extended(state, key, value, padding)
         mask = seen_in_cache(spec, whole, T, bias, query)
-        if sink is None and spec.groups > 1 and T == 1:  # the heads that share keys become rows: nothing is repeated
-            rows = query.unflatten(1, (spec.kv_heads, -1)).flatten(2, 3)
-            if mask is not None and mask.shape[1] > 1:
-                mask = mask.unflatten(1, (spec.kv_heads, -1)).flatten(2, 3)
-            mixed = attend(rows, whole["key"], whole["value"], mask, spec=self._rows)
-            mixed = mixed.unflatten(2, (-1, 1)).flatten(1, 2)
+        if sink is None and spec.groups > 1 and T == 1:
+            mixed = self._one_query(query, whole["key"], whole["value"], mask)
         else:
             mixed = attend(query, whole["key"], whole["value"], mask, spec=spec, sink=sink)
         return mixed, kept_in_cache(spec, whole)
+
+    def _one_query(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of one token, (B, H, 1, E), whose heads share keys: nothing is repeated."""
+        spec = self.spec
+        near = key.shape[2] <= NEAR and spec.groups <= FEW
+        if near and mask is None and spec.softcap is None and plain_inference(query):
+            return F.scaled_dot_product_attention(query, key, value, scale=spec.scale, enable_gqa=True)
+        rows = query.unflatten(1, (spec.kv_heads, -1)).flatten(2, 3)  # the heads of a key become rows
+        if mask is not None and mask.shape[1] > 1:
+            mask = mask.unflatten(1, (spec.kv_heads, -1)).flatten(2, 3)
+        return attend(rows, key, value, mask, spec=self._rows).unflatten(2, (-1, 1)).flatten(1, 2)
 
     def state_after(self, length: int, **operands: Tensor | None) -> State:
         """See Mixer.state_after."""

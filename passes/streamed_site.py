@@ -64,7 +64,8 @@ class Step(nn.Module):
 
     def _own(self, name: str, entry: Tensor) -> Tensor:
         """What mixers alike share is copied where a step may write in place: the next one reads it as it was."""
-        return entry.clone() if name in self.mixer.of_tokens and plain_inference(entry) else entry
+        shared = name in self.mixer.of_tokens and self.mixer.writes_of_tokens
+        return entry.clone() if shared and plain_inference(entry) else entry
 
 
 def lasting_entries(mixer: Mixer, length: int) -> tuple[State, list[str]]:

@@ -85,15 +85,14 @@ def _million(rows: list[Row]) -> list[str]:
     told = []
     for name in dict.fromkeys(row["mixer"] for row in rows):
         mine = [row for row in rows if row["mixer"] == name]
-        first, last = ends = mine[0], mine[-1]
-        told.append([
-            f"`{name}`",
-            *(f"{each['state_bytes'] / 2**10:,.0f} KiB, {each['process_bytes'] / 2**20:,.0f} MiB" for each in ends),
-            f"{first['seconds'] * 1e3:.2f} ms, {last['seconds'] * 1e3:.2f} ms",
-        ])  # fmt: skip
+        sizes = (
+            f"{each['state_bytes'] / 2**10:,.0f} KiB, {each['process_bytes'] / 2**20:,.1f} MiB"
+            for each in (mine[0], mine[-1])
+        )
+        told.append([f"`{name}`", *sizes])
     least, most = (f"{rows[place]['tokens']:,} tokens" for place in (0, -1))
     return [
-        "\nA decoder of one layer that is given a million tokens, 64 at a time, on one thread: what its "
-        "state holds, and the whole process:\n\n",
-        table(["mixer", least, most, "a token at the first, at the last"], told),
+        "\nA decoder of one layer that is given a million tokens, 64 at a time: what its state holds, and the whole "
+        "process:\n\n",
+        table(["mixer", least, most], told),
     ]

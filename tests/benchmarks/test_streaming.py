@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 
 import pytest
 import streaming
@@ -16,13 +17,19 @@ def result(monkeypatch, tmp_path):
     config = LlamaConfig(vocab_size=90, num_key_value_heads=2, initializer_range=0.2, eos_token_id=None, **sizes)
     model = LlamaForCausalLM(config).eval()
 
+    lock = threading.Lock()
+
+    def one_after_the_other(file, flag, name, *others):  # in this process, where torch exports one model at a time
+        with lock:
+            return streaming.one_million(name, 200)
+
     def texts(tokenizer, count, length):
         return torch.randint(1, 90, (count, length))
 
     monkeypatch.setattr(streaming, "smollm2", lambda: (model, None))
     monkeypatch.setattr(streaming, "standard_library_windows", texts)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    monkeypatch.setattr(streaming, "alone", lambda file, flag, name, *others: streaming.one_million(name, 200))
+    monkeypatch.setattr(streaming, "alone", one_after_the_other)
 
     def run(*arguments):
         out = tmp_path / "result.json"
@@ -49,8 +56,8 @@ def test_every_part(result):
         (mixer, context) for mixer in streaming.MIXERS for context in (8, 300)
     }
     rows = found["million"]["rows"]
-    assert [row["tokens"] for row in rows] == [*range(20, 201, 20)] * 2
-    assert len({row["state_bytes"] for row in rows[:10]}) == 1
+    assert [row["tokens"] for row in rows] == [65, 129, 193, 200] * 2  # of ten tenths those that a portion ends in
+    assert len({row["state_bytes"] for row in rows[:4]}) == 1
 
 
 def test_parts_that_are_not_run_stay(result):

@@ -14,6 +14,7 @@ from remixer.rewrite.elsewhere import Sizes, example_at, is_mask, sizes_of_examp
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program
 
+EXPORT_LENGTH = 300  # long enough to have two blocks of everything, and for nothing to look like a constant
 # One token, few, odd ones, one past the default window, and one past the blocks that transforms go by.
 LENGTHS = (1, 2, 37, 129, 250, 513)
 BATCHES = (1, 3, 2)
@@ -36,9 +37,8 @@ class Trial(NamedTuple):
 def example_for_export(program: Program, length: int) -> Call:
     """Two rows or more of `length` tokens, or as near as the program allows, so that nothing looks like a constant.
 
-    They are an odd number: an even one may happen to fill blocks of tokens, which torch.export then takes for a rule.
-    Where the model itself doesn't take so many, they are about as many as it was captured with, and as many as that if
-    it takes no others, as one of images of one size.
+    They are an odd number, see `uneven`. Where the model itself doesn't take so many, they are about as many as it was
+    captured with, and as many as that if it takes no others, as one of images of one size.
     """
     for wanted in (length, None):
         call = example_at(program, _uneven(program, _sizes(program, 2, wanted)))
@@ -86,11 +86,18 @@ def _sizes(program: Program, batch: int, length: int | None) -> Sizes:
     return sizes
 
 
+def uneven(tokens: int, least: int = 2) -> int:
+    """A number of tokens to export by: one less where it is even, as long as that is not below the least.
+
+    An even one may happen to fill blocks of tokens, which torch.export then takes for a rule.
+    """
+    return tokens - 1 if tokens % 2 == 0 and tokens > least else tokens
+
+
 def _uneven(program: Program, sizes: Sizes) -> Sizes:
-    """With even numbers of tokens made one less, where that is within their limits."""
-    lengths = {symbol: size - 1 for symbol, size in sizes.items() if symbol not in program.batch and not size % 2}
-    allowed = {each: size for each, size in lengths.items() if size >= max(2, program.limits.get(each, (1, None))[0])}
-    return {**sizes, **allowed}
+    """Sizes whose numbers of tokens are uneven, where that is within their limits."""
+    limits = {symbol: max(2, program.limits.get(symbol, (1, None))[0]) for symbol in sizes}
+    return {symbol: size if symbol in program.batch else uneven(size, limits[symbol]) for symbol, size in sizes.items()}
 
 
 def _padded(mask: Tensor, side: str) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from remixer.export.onnx.exporting import EXPORT_LENGTH
+from remixer.export.examples import EXPORT_LENGTH, uneven
 from remixer.passes.prove_stream import pieces, sequence
 from remixer.passes.stream import Streaming
 from remixer.passes.stream_graphs import inputs_of, token_dimension
@@ -32,9 +32,10 @@ class DecoderShapes:
     def __init__(self, streaming: Streaming) -> None:
         self.streaming = streaming
         largest = streaming.program.limits.get(streaming.tokens, (1, None))[1]
-        prompt = min(EXPORT_LENGTH, streaming.length - 1, EXPORT_LENGTH if largest is None else largest)
+        room = max(1, streaming.length - 2)  # with one token more it isn't full yet, which would look like a rule
+        prompt = uneven(min(EXPORT_LENGTH, room, EXPORT_LENGTH if largest is None else largest))
         while not _runs(streaming, prompt) and prompt > 2:
-            prompt //= 2  # a table of positions may be shorter
+            prompt = uneven(prompt // 2)  # a table of positions may be shorter
         self.inputs, self.state = self._at(3, prompt)
         self.others, self.other_state = self._at(2, max(1, prompt // 2))
 

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from remixer.export.errors import ExportError
-from remixer.export.examples import example_for_export
+from remixer.export.examples import EXPORT_LENGTH, example_for_export
 from remixer.export.files import publish
 from remixer.export.onnx.clean import clean
 from remixer.export.onnx.convert import exported, name_axes, to_graph
@@ -36,7 +36,6 @@ from remixer.rewrite.agreement import mode
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program
 
-EXPORT_LENGTH = 300  # long enough to have two blocks of everything
 LARGEST_FILE = 2**31 - 2**20  # what protobuf takes, and room for the graph
 
 

@@ -14,7 +14,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from remixer.export.errors import PartitionError
-from remixer.export.examples import example_for_export
+from remixer.export.examples import EXPORT_LENGTH, example_for_export
 from remixer.export.partitions.letters import value_of
 from remixer.export.partitions.plan import MESH_DIM, ActivationPlan, PartitionPlan
 from remixer.export.partitions.shapes import letters_in, shape_on_a_process
@@ -26,8 +26,6 @@ from remixer.rewrite.elsewhere import Sizes, example_at
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program, expression, shape_of
 from remixer.rewrite.tracing import quick_tracing
-
-EXPORT_LENGTH = 300  # nothing looks like a constant then
 
 
 def exported_whole(program: Program, plan: PartitionPlan) -> ExportedProgram:

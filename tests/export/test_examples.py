@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import remixer
-from remixer.export.examples import example_for_export
+from remixer.export.examples import example_for_export, uneven
 from remixer.rewrite.program import Program
 
 
@@ -46,3 +46,8 @@ def test_an_odd_number_of_tokens(places, captured, wanted, expected):
 
 def test_the_captured_number_where_it_is_the_only_one():
     assert length_for(Placed(16, fixed=True), 16, 300) == 16
+
+
+def test_uneven():
+    assert [uneven(tokens) for tokens in (1, 2, 3, 4, 64, 65)] == [1, 2, 3, 3, 63, 65]
+    assert uneven(64, least=64) == 64

@@ -14,7 +14,10 @@ from remixer import LongShort, Toeplitz
 from remixer.export import ExportError, OnnxDecoder, OnnxMismatchError, ProviderError, to_onnx_decoder
 from remixer.export.onnx import decoder_exporting
 from remixer.export.onnx.decoder import Graphs
+from remixer.export.onnx.decoder_shapes import DecoderShapes
 from remixer.export.onnx.shared_weights import SMALLEST
+from remixer.passes.stream import stream
+from remixer.rewrite.program import Program
 
 
 class Decoder(nn.Module):
@@ -155,6 +158,21 @@ def test_what_it_refuses_to_generate(softmax, tmp_path):
         OnnxDecoder(softmax, provider="cuda")
     with pytest.raises(ExportError, match=r"there is no decoder\.json in .*to_onnx_decoder"):
         OnnxDecoder(tmp_path)
+
+
+@pytest.mark.parametrize("length", [3, 65, 129, 257, 400])
+def test_no_example_fills_blocks_of_tokens_or_the_state(rewritten, length):
+    """Either would be taken for a rule, which longer texts break."""
+    shapes = DecoderShapes(stream(Program.of(rewritten("softmax")), length))
+    tokens = shapes.inputs[0].shape[1]
+    assert tokens % 2 == 1
+    assert tokens + 1 < length
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["toeplitz", "weighed"])
+def test_lengths_one_beyond_a_power_of_two(rewritten, tmp_path, name):
+    assert to_onnx_decoder(rewritten(name), tmp_path / "out", length=129).error < 1e-4
 
 
 def test_both_graphs_read_one_file_of_weights(softmax, rewritten):

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from remixer.pickled import PickledGraph
 from remixer.rewrite.devices import move_constants
-from remixer.rewrite.modules import keep_persistence
+from remixer.rewrite.modules import device_of, keep_persistence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,11 +73,10 @@ class Remixed(fx.GraphModule):
         return _unpickled, (root, PickledGraph.of(self.graph), self.meta)
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
-        device, dtypes = _device(self), _dtypes(self)
+        device, dtypes = device_of(self), _dtypes(self)
         super()._apply(fn, recurse)
-        after = _device(self)
-        if device is not None and after is not None and device != after:
-            move_constants(self, after)
+        if device_of(self) != device:
+            move_constants(self, device_of(self))
         if any(now.itemsize < 4 <= before.itemsize for before, now in zip(dtypes, _dtypes(self), strict=True)):
             warnings.warn(
                 "this graph was captured in higher precision and casts as it did then: in lower precision, what the "
@@ -93,10 +92,6 @@ def _unpickled(root: nn.Module, graph: PickledGraph, meta: dict[str, Any]) -> Re
     remixed.meta = meta | {"unpickled": True}
     keep_persistence(root, remixed)
     return remixed
-
-
-def _device(module: nn.Module) -> torch.device | None:
-    return next((parameter.device for parameter in module.parameters()), None)
 
 
 def _dtypes(module: nn.Module) -> list[torch.dtype]:

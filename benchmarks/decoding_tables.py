@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from result_files import load, source, table
-
-Row = dict[str, Any]
+from result_files import Row, load, source, table
 
 
 def streaming() -> list[str]:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from result_files import load, source, table
+from collections.abc import Callable
+
+from result_files import Row, by_length, load, source, table
 
 
 def onnx_encoder() -> list[str]:
     """MiniLM in onnxruntime."""
     result = load("onnx_encoder")
-    lengths = list(dict.fromkeys(row["length"] for row in result["rows"]))
-    cells: dict[str, dict[int, str]] = {}
-    for row in result["rows"]:
-        ratio = "" if row["ratio"] is None or row["graph"] == "transformers" else f"{row['ratio']:.2f}x, "
+
+    def told(row: Row) -> str:
         memory = "" if row["bytes"] is None else f", {row['bytes'] / 2**20:,.0f} MiB"
-        text = f"{ratio}{row['seconds'] * 1e3:,.0f} ms{memory}"
-        cells.setdefault(row["graph"], {})[row["length"]] = text
-    rows = [
-        [
-            "the original, by transformers' exporter" if name == "transformers" else f"`{name}`",
-            *(found.get(length, "-") for length in lengths),
-        ]
-        for name, found in cells.items()
-    ]
+        return f"{row['seconds'] * 1e3:,.0f} ms{memory}"
+
+    lengths, rows = _graphs(result["rows"], "length", told)
     return [
         "\nThe real MiniLM in onnxruntime on the CPU, one text: the original as transformers' own exporter writes and "
         "fuses it, and what `remixer.export.to_onnx` writes: times faster, milliseconds "
@@ -34,19 +28,11 @@ def onnx_encoder() -> list[str]:
 def onnx_decoder() -> list[str]:
     """SmolLM2 in onnxruntime, one token."""
     result = load("onnx_decoder")
-    contexts = list(dict.fromkeys(row["context"] for row in result["rows"]))
-    cells: dict[str, dict[int, str]] = {}
-    for row in result["rows"]:
-        ratio = "" if row["graph"] == "transformers" else f"{row['ratio']:.2f}x, "
-        text = f"{ratio}{row['tokens_per_second']:.1f} tokens/s, {row['bytes'] / 2**20:,.0f} MiB"
-        cells.setdefault(row["graph"], {})[row["context"]] = text
-    rows = [
-        [
-            "the original, by transformers' exporter" if name == "transformers" else f"`{name}`",
-            *(found[context] for context in contexts),
-        ]
-        for name, found in cells.items()
-    ]
+
+    def told(row: Row) -> str:
+        return f"{row['tokens_per_second']:.1f} tokens/s, {row['bytes'] / 2**20:,.0f} MiB"
+
+    contexts, rows = _graphs(result["rows"], "context", told)
     return [
         "\nThe real SmolLM2-135M in onnxruntime on the CPU, one token behind a context: the decoding graph that "
         "transformers' own exporter writes and fuses, and what `remixer.export.to_onnx_decoder` writes: times faster, "
@@ -57,20 +43,31 @@ def onnx_decoder() -> list[str]:
     ]
 
 
+def _graphs(rows: list[Row], along: str, told: Callable[[Row], str]) -> tuple[list[int], list[list[str]]]:
+    """The lengths or contexts that were measured, and a line for each graph, "-" where there is nothing."""
+    places = list(dict.fromkeys(row[along] for row in rows))
+    cells: dict[str, dict[int, str]] = {}
+    for row in rows:
+        ratio = "" if row["ratio"] is None or row["graph"] == "transformers" else f"{row['ratio']:.2f}x, "
+        cells.setdefault(row["graph"], {})[row[along]] = ratio + told(row)
+    named = {"transformers": "the original, by transformers' exporter"}
+    return places, [
+        [named.get(name, f"`{name}`"), *(found.get(each, "-") for each in places)] for name, found in cells.items()
+    ]
+
+
 def distributed() -> list[str]:
     """Attention in one process, and partitioned."""
     result = load("distributed")
     lengths = sorted({row["length"] for row in result["rows"]})
     rows = []
-    for causal in (False, True):
-        for how in dict.fromkeys(row["how"] for row in result["rows"]):
-            found = {row["length"]: row for row in result["rows"] if (row["how"], row["causal"]) == (how, causal)}
-            cells = []
-            for length in lengths:
-                row = found.get(length)
-                faster = "" if row is None or "to_fused" not in row else f" ({row['to_fused']:.2f}x)"
-                cells.append("-" if row is None else f"{row['seconds']:.3g} s{faster}")
-            rows.append([how, "causal" if causal else "bidirectional", *cells])
+    for how, direction, found in by_length(result["rows"], "how"):
+        cells = []
+        for length in lengths:
+            row = found.get(length)
+            faster = "" if row is None or "to_fused" not in row else f" ({row['to_fused']:.2f}x)"
+            cells.append("-" if row is None else f"{row['seconds']:.3g} s{faster}")
+        rows.append([how, direction, *cells])
     longest = ", ".join(f"{how} {tokens:,}" for how, tokens in result["longest"].items())
     return [
         f"\nOne attention, 12 heads of 32: all scores written out in one process, fused in one process, and over "

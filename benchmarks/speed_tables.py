@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from result_files import load, source, table
+from result_files import by_length, load, source, table
 
 
 def mixers() -> list[str]:
@@ -18,12 +18,9 @@ def mixers() -> list[str]:
         mine = [row for row in result["rows"] if row["pass"] == kind]
         lengths = sorted({row["length"] for row in mine})
         rows = []
-        for causal in (False, True):
-            for name in dict.fromkeys(row["mixer"] for row in mine if row["mixer"] != "attention"):
-                found = {row["length"]: row for row in mine if (row["mixer"], row["causal"]) == (name, causal)}
-                cells = [f"{found[each]['ratio']:.1f}x ({found[each]['seconds'] * 1e3:.1f})" for each in lengths]
-                label = "FlexAttention, window" if name == "window" else f"`{name}`"
-                rows.append([label, "causal" if causal else "bidirectional", *cells])
+        for name, direction, found in by_length([row for row in mine if row["mixer"] != "attention"], "mixer"):
+            cells = [f"{found[each]['ratio']:.1f}x ({found[each]['seconds'] * 1e3:.1f})" for each in lengths]
+            rows.append([_label(name), direction, *cells])
         head = [kind, "direction", *(f"{length:,} tokens" for length in lengths)]
         parts += ["\n", table(head, rows)]
     return [*parts, source(result, "mixers")]
@@ -34,18 +31,19 @@ def mixers_long() -> list[str]:
     result = load("mixers_long")
     lengths = sorted({row["length"] for row in result["rows"]})
     rows = []
-    for causal in (False, True):
-        for name in dict.fromkeys(row["mixer"] for row in result["rows"]):
-            found = {row["length"]: row for row in result["rows"] if (row["mixer"], row["causal"]) == (name, causal)}
-            cells = [f"{found[each]['ratio']:.1f}x, {found[each]['peak_bytes'] / 2**20:,.0f} MiB" for each in lengths]
-            label = {"attention": "fused attention", "window": "FlexAttention, window"}.get(name, f"`{name}`")
-            rows.append([label, "causal" if causal else "bidirectional", *cells])
+    for name, direction, found in by_length(result["rows"], "mixer"):
+        cells = [f"{found[each]['ratio']:.1f}x, {found[each]['peak_bytes'] / 2**20:,.0f} MiB" for each in lengths]
+        rows.append([_label(name), direction, *cells])
     return [
         "\nOne mixer, forward, batch 1, width 384, 12 heads: times faster than `F.scaled_dot_product_attention` in the "
         "same run, and the most memory a pass takes:\n\n",
         table(["mixer", "direction", *(f"{length:,} tokens" for length in lengths)], rows),
         source(result, "mixers_long"),
     ]
+
+
+def _label(name: str) -> str:
+    return {"attention": "fused attention", "window": "FlexAttention, window"}.get(name, f"`{name}`")
 
 
 def others() -> list[str]:

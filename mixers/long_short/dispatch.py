@@ -28,7 +28,7 @@ def mix(
         (B, H, T, E).
     """
     if usable(query, values.near, offsets, dropout):
-        return mix_by_blocks(query, keys, values, sight, added)
+        return mix_by_blocks(query, keys, values, sight, added, masked=masked)
     if dropout == 0.0 and plain_inference(query, keys.near, values.near):
         return mix_in_cache(query, keys, values, sight, added, offsets, masked=masked)
     return mix_at_once(query, keys, values, sight, added, offsets, masked=masked, dropout=dropout)

@@ -1,7 +1,8 @@
-"""What every query of the Long-Short attention sees, as intervals over [summaries; sinks; tokens] of the sequence.
+"""What every query of the Long-Short attention sees, as intervals over [summaries; sinks; unused; tokens].
 
 A kind of column is a level of summaries, the sinks, or the tokens. Columns of a kind stand next to each other and
-have ascending coordinates: nodes of the level, or positions. A query sees one interval of each kind.
+have ascending coordinates: nodes of the level, or positions. A query sees one interval of each kind. Unused columns
+make the tokens begin where a block does, so that most windows are made of whole blocks.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from remixer.mixers.long_short.sight import Sight
 from remixer.mixers.spec import AttentionSpec
 
 BLOCK = 128  # queries, and columns, that a kernel takes or skips together
+UNUSED = -1
 
 
 class Intervals(NamedTuple):
     """What queries see of every kind.
 
     Attributes:
-        kind: (columns,), of each column; levels of summaries come first, then sinks, then tokens.
-        coordinate: (columns,), of each column; of sinks 0, since theirs depend on the sample.
-        lower: (kinds, T), the first coordinate that each query sees.
-        upper: (kinds, T), the one behind the last.
-        outside: (columns,) bool, what is seen instead lies outside of the interval.
+        kind: (columns,), of each column; levels of summaries come first, then sinks, UNUSED ones, then tokens.
+        coordinate: (columns,), of each column; of sinks without padding.
+        lower: (T,) of each kind, the first coordinate that each query sees.
+        upper: (T,) of each kind, the one behind the last.
+        outside: of each kind, whether what lies outside of the interval is seen instead.
         summary: (columns,) bool, which are summaries.
         summaries: how many columns are summaries.
         sinks: how many are sinks.
@@ -35,40 +37,69 @@ class Intervals(NamedTuple):
 
     kind: Tensor
     coordinate: Tensor
-    lower: Tensor
-    upper: Tensor
-    outside: Tensor
+    lower: tuple[Tensor, ...]
+    upper: tuple[Tensor, ...]
+    outside: tuple[bool, ...]
     summary: Tensor
     summaries: int
     sinks: int
+
+    @property
+    def unused(self) -> int:
+        """How many columns are nothing."""
+        return -(self.summaries + self.sinks) % BLOCK
 
 
 class Blocks(NamedTuple):
     """Which blocks of columns each block of queries has to look at.
 
     Attributes:
-        many: (1, 1, blocks of queries) int32, how many.
-        order: (1, 1, blocks of queries, blocks of columns) int32, those to look at first.
+        many: (1, 1, blocks of queries) int32, how many of them are seen in part.
+        order: (1, 1, blocks of queries, blocks of columns) int32, those first.
+        many_whole: (1, 1, blocks of queries) int32, how many are seen by every query as far as they exist.
+        order_whole: (1, 1, blocks of queries, blocks of columns) int32, those first.
     """
 
     many: Tensor
     order: Tensor
+    many_whole: Tensor
+    order_whole: Tensor
+
+
+class Whole(NamedTuple):
+    """A sequence without padding, as the Long-Short mixer sees it: what everything here depends on."""
+
+    spec: AttentionSpec
+    config: LongShort
+    tokens: int
+    sinks: int
+    rank: int
+    align: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, sight: Sight) -> Whole:
+        """What is seen of a sequence if all of it exists."""
+        sinks = 0 if sight.sinks is None else sight.sinks[0].shape[1]
+        exist = sight.exist
+        return cls(sight.spec, sight.config, exist.shape[1], sinks, sight.rank, sight.align, exist.device)
+
+    def sight(self, sinks: int) -> Sight:
+        """It again, with so many sinks."""
+        exist = torch.ones(1, self.tokens, dtype=torch.bool, device=self.device)
+        return Sight.of(self.spec, self.config, exist, sinks, self.rank, self.align)
 
 
 def intervals_of(sight: Sight) -> tuple[Intervals, Blocks]:
     """Of a whole sequence; kept between calls, since they don't depend on what exists."""
-    sinks = 0 if sight.sinks is None else sight.sinks[0].shape[1]
-    kind = (sight.exist.shape[1], sinks, sight.rank, sight.align)
     with torch.inference_mode(False):  # or no later call could keep them for its gradients
-        return _intervals_of(sight.spec, sight.config, kind, sight.exist.device)
+        return _intervals_of(Whole.of(sight))
 
 
 @functools.lru_cache(maxsize=32)
-def _intervals_of(
-    spec: AttentionSpec, config: LongShort, kind: tuple[int, int, int, int], device: torch.device
-) -> tuple[Intervals, Blocks]:
-    T, sinks, rank, align = kind
-    sight = Sight.of(spec, config, torch.ones(1, T, dtype=torch.bool, device=device), 0, rank, align)
+def _intervals_of(whole: Whole) -> tuple[Intervals, Blocks]:
+    spec, T, sinks, rank, device = whole.spec, whole.tokens, whole.sinks, whole.rank, whole.device
+    sight = whole.sight(sinks=0)
     start, stop = _window(sight)
     sizes, seen = _summaries(sight, start) if rank else ([], [])
     if sinks:
@@ -80,20 +111,22 @@ def _intervals_of(
     if right is not None:
         stop = torch.minimum(stop, place + right + 1)
     seen.append((start, stop))
-    counts = [size * rank for size in sizes] + [sinks] * (sinks > 0) + [T]
+    summaries = sum(sizes) * rank
     nodes = [torch.arange(size, device=device).repeat_interleave(rank) for size in sizes]
-    kinds = torch.repeat_interleave(torch.arange(len(counts), device=device), torch.tensor(counts, device=device))
+    unused = place.new_full((-(summaries + sinks) % BLOCK,), UNUSED)
+    kinds = [place.new_full((len(each),), level) for level, each in enumerate(nodes)]
+    kinds += [place.new_full((sinks,), len(sizes)), unused, place.new_full((T,), len(seen) - 1)]
     intervals = Intervals(
-        kind=kinds.int(),
-        coordinate=torch.cat([*nodes, place.new_zeros(sinks), place]).int(),
-        lower=torch.stack([lower for lower, _ in seen]).int(),
-        upper=torch.stack([upper for _, upper in seen]).int(),
-        outside=(kinds == len(sizes)) & (sinks > 0 and not spec.causal),
-        summary=kinds < len(sizes),
-        summaries=sum(counts[: len(sizes)]),
+        kind=torch.cat(kinds).int(),
+        coordinate=torch.cat([*nodes, place[:1].new_tensor(range(sinks)), unused, place]).int(),
+        lower=tuple(lower.int().contiguous() for lower, _ in seen),
+        upper=tuple(upper.int().contiguous() for _, upper in seen),
+        outside=tuple(sinks > 0 and not spec.causal and which == len(sizes) for which in range(len(seen))),
+        summary=torch.arange(summaries + sinks + len(unused) + T, device=device) < summaries,
+        summaries=summaries,
         sinks=sinks,
     )
-    return intervals, _blocks(intervals, counts, rank)
+    return intervals, _blocks(intervals, sizes, rank)
 
 
 def _window(sight: Sight) -> tuple[Tensor, Tensor]:
@@ -115,26 +148,41 @@ def _summaries(sight: Sight, start: Tensor) -> tuple[list[int], list[tuple[Tenso
     return sight.memory.sizes, list(sight.memory.visible(before))
 
 
-def _blocks(intervals: Intervals, counts: list[int], rank: int) -> Blocks:
+def _blocks(intervals: Intervals, sizes: list[int], rank: int) -> Blocks:
     """All blocks that hold something that some query of a block sees, whether it exists or not."""
-    device, columns = intervals.kind.device, intervals.kind.shape[0]
+    device, columns, T = intervals.kind.device, intervals.kind.shape[0], intervals.lower[0].shape[0]
     block = torch.arange(-(-columns // BLOCK), device=device)
-    ends = torch.arange(1, -(-intervals.lower.shape[1] // BLOCK) + 1, device=device) * BLOCK
-    needed = torch.zeros(len(ends), len(block), dtype=torch.bool, device=device)
+    rows = -(-T // BLOCK)
+    needed = torch.zeros(rows, len(block), dtype=torch.bool, device=device)
     first = 0
-    for kind, count in enumerate(counts):
-        last = first + count
-        if first < intervals.summaries or last == columns:
-            size = rank if first < intervals.summaries else 1
-            lower, upper = (_by_block(side[kind].long() * size) for side in (intervals.lower, intervals.upper))
-            low = (lower.amin(1).clamp(min=0) + first)[:, None]
-            high = (upper.amax(1).clamp(max=count) + first)[:, None]
-            needed |= (low < high) & (block >= low // BLOCK) & (block <= (high - 1) // BLOCK)
-        else:  # sinks, wherever they stand
-            needed |= (block >= first // BLOCK) & (block <= (last - 1) // BLOCK)
-        first = last
-    order = torch.argsort(needed.logical_not().to(torch.uint8), dim=1, stable=True)
-    return Blocks(needed.sum(1)[None, None].int(), order[None, None].int())
+    for level, size in enumerate(sizes):
+        low, high = (side[level].long() * rank for side in (intervals.lower, intervals.upper))
+        needed |= _touched(low, high, first, size * rank, block)
+        first += size * rank
+    if intervals.sinks:  # wherever they stand
+        needed |= (block >= first // BLOCK) & (block <= (first + intervals.sinks - 1) // BLOCK)
+    first = columns - T
+    low, high = intervals.lower[-1].long(), intervals.upper[-1].long()
+    needed |= _touched(low, high, first, T, block)
+    place = block * BLOCK - first
+    whole = (place >= _by_block(low).amax(1)[:, None]) & (place + BLOCK <= _by_block(high).amin(1)[:, None])
+    whole &= (place >= 0) & (place + BLOCK <= T)
+    if T % BLOCK:
+        whole[-1] = False
+    return Blocks(*_in_order(needed & ~whole), *_in_order(whole))
+
+
+def _touched(low: Tensor, high: Tensor, first: int, count: int, block: Tensor) -> Tensor:
+    """(blocks of queries, blocks), which hold some of the columns from low to high, of `count` that begin at first."""
+    least = (_by_block(low).amin(1).clamp(min=0) + first)[:, None]
+    most = (_by_block(high).amax(1).clamp(max=count) + first)[:, None]
+    return (least < most) & (block >= least // BLOCK) & (block <= (most - 1) // BLOCK)
+
+
+def _in_order(listed: Tensor) -> tuple[Tensor, Tensor]:
+    """How many are listed in each row, and all of its blocks, those first."""
+    order = torch.argsort(listed.logical_not().to(torch.uint8), dim=1, stable=True)
+    return listed.sum(1)[None, None].int(), order[None, None].int()
 
 
 def _by_block(ends: Tensor) -> Tensor:

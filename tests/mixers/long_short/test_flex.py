@@ -40,9 +40,9 @@ def eager(monkeypatch):
     """All Long-Short attention goes through FlexAttention, uncompiled; the list has the queries that went."""
     taken = []
 
-    def mix(query, keys, values, sight, added):
+    def mix(query, keys, values, sight, added, **options):
         taken.append(query)
-        return flex.mix_by_blocks(query, keys, values, sight, added)
+        return flex.mix_by_blocks(query, keys, values, sight, added, **options)
 
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(dispatch, "usable", lambda query, value, offsets, dropout: offsets is None and dropout == 0.0)
@@ -131,7 +131,9 @@ def by_all_scores(query, key, value, *, score_mod, block_mask, scale, enable_gqa
     scores = scale * query @ key.transpose(2, 3)
     index = torch.meshgrid(*(torch.arange(size) for size in scores.shape), indexing="ij")
     seen = block_mask.mask_mod(*index)
-    scores = (scores if score_mod is None else score_mod(scores, *index)).masked_fill(~seen, -1e300)
+    scores = scores if score_mod is None else score_mod(scores, *index)
+    seen = seen & (scores > -torch.inf)
+    scores = scores.masked_fill(~seen, -1e300)
     return (torch.softmax(scores, -1) * seen) @ value
 
 
@@ -159,7 +161,7 @@ def test_the_comparison_can_fail(eager, monkeypatch):
 
     def shifted(sight):
         intervals, blocks = intervals_of(sight)
-        return intervals._replace(lower=intervals.lower + 1), blocks
+        return intervals._replace(lower=tuple(each + 1 for each in intervals.lower)), blocks
 
     monkeypatch.setattr(flex, "intervals_of", shifted)
     with torch.no_grad(), pytest.raises(AssertionError, match="largest error"):
@@ -174,29 +176,46 @@ def sight_of(config, causal, T):
 
 @each_direction
 @each_config
-@pytest.mark.parametrize("T", [1, 127, 300, 513])
+@pytest.mark.parametrize("T", [1, 127, 300, 513, 640])
 def test_the_blocks_hold_all_that_is_seen_and_none_is_empty(config, causal, T):
     sight = sight_of(config, causal, T)
-    columns = flex.Columns.of(sight, torch.zeros(1, 4, T, 8))
+    columns = flex.Columns.of(sight, 1, torch.float32)
     size = columns.there.shape[1]
     seen = flex.mask_of(columns)(torch.tensor(0), torch.tensor(0), torch.arange(T)[:, None], torch.arange(size))
-    padded = F.pad(seen, (0, -size % BLOCK, 0, -T % BLOCK))
-    needed = padded.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK)).any(3).any(1)
-    _, blocks = intervals_of(sight)
-    rows = zip(blocks.order[0, 0].tolist(), blocks.many[0, 0].tolist(), strict=True)
-    listed = torch.zeros_like(needed)
-    for row, (index, count) in enumerate(rows):
-        assert sorted(index) == list(range(needed.shape[1]))
-        listed[row, index[:count]] = True
-    assert not (needed & ~listed).any()
-    sinks = columns.intervals.summaries + columns.intervals.sinks
-    assert torch.equal(needed[1:, -(-sinks // BLOCK) :], listed[1:, -(-sinks // BLOCK) :])
+    padded = F.pad(seen, (0, -size % BLOCK, 0, -T % BLOCK)).unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))
+    needed, covered = padded.any(3).any(1), padded.all(3).all(1)
+    intervals, blocks = intervals_of(sight)
+    partial = listed(blocks.order, blocks.many)
+    whole = listed(blocks.order_whole, blocks.many_whole)
+    first = intervals.summaries + intervals.sinks + intervals.unused
+    assert first % BLOCK == 0
+    assert not (needed & ~(partial | whole)).any()
+    assert torch.equal(needed[1:, first // BLOCK :], (partial | whole)[1:, first // BLOCK :])
+    assert not (partial & whole).any()
+    assert torch.equal(whole[:, first // BLOCK :], covered[:, first // BLOCK :])
+    assert not whole[:, : first // BLOCK].any()
+
+
+def listed(order, many):
+    """Of each row the blocks that come first, so many; the others must follow."""
+    found = torch.zeros(order.shape[2:], dtype=torch.bool)
+    for row, (index, count) in enumerate(zip(order[0, 0].tolist(), many[0, 0].tolist(), strict=True)):
+        assert sorted(index) == list(range(order.shape[3]))
+        found[row, index[:count]] = True
+    return found
+
+
+def test_windows_that_begin_where_blocks_do_are_whole_blocks():
+    _, blocks = intervals_of(sight_of(LongShort(window=256, rank=32), False, 4096))
+    assert blocks.many_whole[0, 0, 4:-4].tolist() == [4] * 24
+    assert blocks.many[0, 0].tolist() == [1] * 32  # summaries and sinks
 
 
 @each_direction
 def test_blocks_to_look_at_grow_as_the_length(causal):
     counts = [
-        int(intervals_of(sight_of(LongShort(window=256, memory=16), causal, T))[1].many.sum()) for T in (4096, 8192)
+        int(blocks.many.sum() + blocks.many_whole.sum())
+        for blocks in (intervals_of(sight_of(LongShort(window=256, memory=16), causal, T))[1] for T in (4096, 8192))
     ]
     assert 1.9 < counts[1] / counts[0] < 2.1
 
@@ -204,7 +223,8 @@ def test_blocks_to_look_at_grow_as_the_length(causal):
 def test_what_is_kept_from_inference_serves_gradients():
     with torch.inference_mode():
         intervals, blocks = intervals_of(sight_of(LongShort(window=9, sinks=1), True, 211))
-    assert not any(each.is_inference() for each in (*intervals[:6], *blocks))
+    tensors = [intervals.kind, intervals.coordinate, *intervals.lower, *intervals.upper, intervals.summary, *blocks]
+    assert not any(each.is_inference() for each in tensors)
 
 
 def test_operands_that_the_kernel_does_not_take():

@@ -5,7 +5,7 @@ READY := .venv/.ready
 OLD := .venv-old
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-slow browser picture zoo zoo-page zoo-onnx zoo-old lint docs bench clean
+.PHONY: demo test test-slow test-gpu browser picture zoo zoo-page zoo-onnx zoo-old lint docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
@@ -28,6 +28,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a GPU; the ONNX tests among them need onnxruntime-gpu.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
 
 # Chromium, for the tests of `remixer.view` that need a browser; they are skipped without one.
 browser:

@@ -3,7 +3,7 @@
 FlashAttention is what `F.scaled_dot_product_attention` is held to; the sliding window is `flex_attention`, compiled,
 over as many tokens as Long-Short's window, its block mask made beforehand. Forward, and forward with backward, and the
 most memory that either takes beyond its operands. All peers of a length take turns, as in `benchmarks/mixers.py`; what
-is compiled is compiled before. It needs a GPU and has not been measured.
+is compiled is compiled before. It needs a GPU.
 
 Run: python benchmarks/mixers_gpu.py [--lengths 1024 4096 16384 65536] [--batch 4] [--runs 7]
 """
@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +106,12 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes that is repeated for a quarter of a second."""
-    return float(Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=0.25).median)
+    """How long a call takes that is repeated for a tenth of a second."""
+    return float(Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=0.1).median)
 
 
-def measure(options: argparse.Namespace, progress: Progress) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, progress: Progress) -> Iterator[dict[str, Any]]:
     """All rows: by length, direction, peer, and whether there is a backward pass."""
-    rows = []
     bar = progress.add_task("passes", total=4 * len(options.lengths) * options.runs)
     for length in options.lengths:
         for causal in (False, True):
@@ -130,19 +129,16 @@ def measure(options: argparse.Namespace, progress: Progress) -> list[dict[str, A
                     progress.advance(bar)
                 for name in PEERS:
                     pairs = zip(times["attention"], times[name], strict=True)
-                    rows.append(
-                        {
-                            "mixer": name,
-                            "causal": causal,
-                            "length": length,
-                            "batch": options.batch,
-                            "pass": what,
-                            "seconds": statistics.median(times[name]),
-                            "ratio": statistics.median(flash / took for flash, took in pairs),
-                            "peak_bytes": peaks[name],
-                        }
-                    )
-    return rows
+                    yield {
+                        "mixer": name,
+                        "causal": causal,
+                        "length": length,
+                        "batch": options.batch,
+                        "pass": what,
+                        "seconds": statistics.median(times[name]),
+                        "ratio": statistics.median(flash / took for flash, took in pairs),
+                        "peak_bytes": peaks[name],
+                    }
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
@@ -162,7 +158,7 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 
 
 def main() -> None:
-    """Measure, print, write the JSON; or say that there is no GPU."""
+    """Measure, write the JSON after each row, print; or say that there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384, 65536])
     parser.add_argument("--batch", type=int, default=4)
@@ -172,16 +168,18 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit(NO_GPU)
     console = Console()
-    # FlexAttention is compiled for each length, direction and pass.
-    with torch._dynamo.config.patch(recompile_limit=128), Progress(console=console, transient=True) as progress:
-        rows = measure(options, progress)
-    console.print(table_of(rows))
     command = " ".join(["python", "benchmarks/mixers_gpu.py", *sys.argv[1:]])
     machine = {**describe(), "gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    console.print(machine)
+    rows: list[dict[str, Any]] = []
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"command": command, "machine": machine, "rows": rows}
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    # FlexAttention is compiled for each length, direction and pass.
+    with torch._dynamo.config.patch(recompile_limit=128), Progress(console=console, transient=True) as progress:
+        for row in measure(options, progress):
+            rows.append(row)
+            result = {"command": command, "machine": machine, "rows": rows}
+            options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    console.print(table_of(rows))
+    console.print(machine)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,8 @@ class Recent(Generic[V]):
     def get(self, key: Hashable, parameters: Iterable[Tensor], make: Callable[[], V]) -> V:
         """The kept value if it was made for this key from these parameters, else a new one, which is kept."""
         current = list(parameters)
-        if self._values and key == self._key and len(current) == len(self._made_from):
-            pairs = zip(current, self._made_from, strict=True)
-            if all(new.dtype == old.dtype and torch.equal(new, old) for new, old in pairs):
-                return self._values[0]
+        if self._values and key == self._key and _equal(current, self._made_from):
+            return self._values[0]
         value = make()
         self._key, self._made_from, self._values = key, [each.detach().clone() for each in current], [value]
         return value
@@ -40,3 +38,19 @@ class Recent(Generic[V]):
 
     def __reduce__(self) -> tuple[type[Recent[V]], tuple[()]]:
         return Recent, ()
+
+
+def _equal(new: list[Tensor], old: list[Tensor]) -> bool:
+    """Whether they are the same; on a GPU, which has to be waited for, by one comparison."""
+    pairs = list(zip(new, old, strict=False))
+    if len(new) != len(old) or any(
+        one.dtype != other.dtype or one.device != other.device or one.shape != other.shape for one, other in pairs
+    ):
+        return False
+    if len({(each.dtype, each.device) for each in new}) == 1 and new[0].is_cuda:
+        pairs = [(_joined(new), _joined(old))]
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([each.flatten() for each in tensors])

@@ -267,14 +267,14 @@ class ToeplitzOperator(Mixer):
         return [each for name, each in self.named_parameters() if not name.startswith(("gate.", "key_weights."))]
 
     def _kernel(self, value: Tensor) -> Kernel:
-        """For values (B, G, T, E); kept between calls in plain inference."""
+        """For values (B, G, T, E); kept between calls at inference."""
         tokens, dtype = value.shape[2], transform_dtype(value.shape[2], value.dtype)
         parameters = self._parameters_of_kernel()
-        if self.training or not plain_inference(value, *parameters):
+        if self.training or not unobserved(value, *parameters):
             form: Form = "coefficients" if plain_training(value, *parameters) else "spectrum"
             return self._new_kernel(tokens, dtype, form)
         # Autocast would round a product of matrices.
-        direct = self.channels == 1 and tokens <= DIRECT_AT_MOST and not torch.is_autocast_enabled("cpu")
+        direct = self.channels == 1 and tokens <= DIRECT_AT_MOST and not torch.is_autocast_enabled(value.device.type)
         form, dtype = ("matrix", at_least_float32(value.dtype)) if direct else ("spectrum", dtype)
         return self._kernels.get((tokens, dtype, form), parameters, lambda: self._new_kernel(tokens, dtype, form))
 

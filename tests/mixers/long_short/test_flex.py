@@ -7,7 +7,8 @@ from torch.nn.attention import flex_attention
 
 from remixer.mixers import AttentionSpec, LongShort, LongShortAttention, LongShortMixer
 from remixer.mixers.long_short import dispatch, flex
-from remixer.mixers.long_short.intervals import BLOCK, intervals_of
+from remixer.mixers.long_short.block_scores import mask_of, tables_without_padding
+from remixer.mixers.long_short.column_blocks import BLOCK, Whole, blocks_of, layout_of
 from remixer.mixers.long_short.sight import Sight
 from remixer.testing import assert_close
 
@@ -159,41 +160,39 @@ def test_the_comparison_can_fail(eager, monkeypatch):
     mixer = mixer_of(CONFIGS[0], causal=True)
     tensors, named = operands(mixer, 37, 2, "left")
 
-    def shifted(sight):
-        intervals, blocks = intervals_of(sight)
-        return intervals._replace(lower=tuple(each + 1 for each in intervals.lower)), blocks
+    def shifted(whole, positions):
+        return lambda b, h, q, column: mask_of(whole, positions)(b, h, q, column + 1)
 
-    monkeypatch.setattr(flex, "intervals_of", shifted)
+    monkeypatch.setattr(flex, "mask_of", shifted)
     with torch.no_grad(), pytest.raises(AssertionError, match="largest error"):
         assert_close(mixer(*tensors, **named), mixer.reference(*tensors, **named))
 
 
-def sight_of(config, causal, T):
+def whole_of(config, causal, T):
     mixer = mixer_of(config, causal=causal)
     exist = torch.ones(1, T, dtype=torch.bool)
-    return Sight.of(mixer.spec, config, exist, mixer.sinks, mixer.rank, mixer.align)
+    return Whole.of(Sight.of(mixer.spec, config, exist, mixer.sinks, mixer.rank, mixer.align))
 
 
 @each_direction
 @each_config
 @pytest.mark.parametrize("T", [1, 127, 300, 513, 640])
 def test_the_blocks_hold_all_that_is_seen_and_none_is_empty(config, causal, T):
-    sight = sight_of(config, causal, T)
-    columns = flex.Columns.of(sight, 1, torch.float32)
-    size = columns.there.shape[1]
-    seen = flex.mask_of(columns)(torch.tensor(0), torch.tensor(0), torch.arange(T)[:, None], torch.arange(size))
+    whole = whole_of(config, causal, T)
+    layout, blocks = layout_of(whole), blocks_of(whole)
+    place = torch.arange(T)[:, None], torch.arange(layout.columns)
+    seen = mask_of(whole)(torch.tensor(0), torch.tensor(0), *place)
+    size, first = layout.columns, layout.first
     padded = F.pad(seen, (0, -size % BLOCK, 0, -T % BLOCK)).unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))
     needed, covered = padded.any(3).any(1), padded.all(3).all(1)
-    intervals, blocks = intervals_of(sight)
     partial = listed(blocks.order, blocks.many)
-    whole = listed(blocks.order_whole, blocks.many_whole)
-    first = intervals.summaries + intervals.sinks + intervals.unused
+    covering = listed(blocks.order_whole, blocks.many_whole)
     assert first % BLOCK == 0
-    assert not (needed & ~(partial | whole)).any()
-    assert torch.equal(needed[1:, first // BLOCK :], (partial | whole)[1:, first // BLOCK :])
-    assert not (partial & whole).any()
-    assert torch.equal(whole[:, first // BLOCK :], covered[:, first // BLOCK :])
-    assert not whole[:, : first // BLOCK].any()
+    assert not (needed & ~(partial | covering)).any()
+    assert torch.equal(needed[1:, first // BLOCK :], (partial | covering)[1:, first // BLOCK :])
+    assert not (partial & covering).any()
+    assert torch.equal(covering[:, first // BLOCK :], covered[:, first // BLOCK :])
+    assert not covering[:, : first // BLOCK].any()
 
 
 def listed(order, many):
@@ -206,7 +205,7 @@ def listed(order, many):
 
 
 def test_windows_that_begin_where_blocks_do_are_whole_blocks():
-    _, blocks = intervals_of(sight_of(LongShort(window=256, rank=32), False, 4096))
+    blocks = blocks_of(whole_of(LongShort(window=256, rank=32), False, 4096))
     assert blocks.many_whole[0, 0, 4:-4].tolist() == [4] * 24
     assert blocks.many[0, 0].tolist() == [1] * 32  # summaries and sinks
 
@@ -215,16 +214,17 @@ def test_windows_that_begin_where_blocks_do_are_whole_blocks():
 def test_blocks_to_look_at_grow_as_the_length(causal):
     counts = [
         int(blocks.many.sum() + blocks.many_whole.sum())
-        for blocks in (intervals_of(sight_of(LongShort(window=256, memory=16), causal, T))[1] for T in (4096, 8192))
+        for blocks in (blocks_of(whole_of(LongShort(window=256, memory=16), causal, T)) for T in (4096, 8192))
     ]
     assert 1.9 < counts[1] / counts[0] < 2.1
 
 
 def test_what_is_kept_from_inference_serves_gradients():
     with torch.inference_mode():
-        intervals, blocks = intervals_of(sight_of(LongShort(window=9, sinks=1), True, 211))
-    tensors = [intervals.kind, intervals.coordinate, *intervals.lower, *intervals.upper, intervals.summary, *blocks]
-    assert not any(each.is_inference() for each in tensors)
+        whole = whole_of(LongShort(window=9, sinks=1), True, 211)
+        tables, block_mask = tables_without_padding(whole, 1, torch.float32), flex._blocks(whole)
+    assert not tables.by_query.is_inference()
+    assert not block_mask.kv_indices.is_inference()
 
 
 def test_operands_that_the_kernel_does_not_take():

@@ -1,0 +1,184 @@
+"""Which blocks of the columns [summaries; sinks; unused; tokens] the queries of the Long-Short attention look at.
+
+A query sees one interval of each level of summaries, and one of the tokens. Unused columns make the tokens begin where
+a block does, so that most windows are made of whole blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from remixer.mixers.long_short.config import LongShort
+from remixer.mixers.long_short.sight import Sight
+from remixer.mixers.spec import AttentionSpec
+
+BLOCK = 128  # queries, and columns, that a kernel takes or skips together
+
+
+V = TypeVar("V")
+
+
+def kept(make: Callable[..., V]) -> Callable[..., V]:
+    """What is made lasts between calls, for the latest 32 arguments, and serves inference and training."""
+
+    @functools.lru_cache(maxsize=32)
+    @functools.wraps(make)
+    def made(*arguments: Hashable) -> V:
+        with torch.inference_mode(False):  # or no later call could keep it for its gradients
+            return make(*arguments)
+
+    return made
+
+
+class Whole(NamedTuple):
+    """A sequence without padding, as the Long-Short mixer sees it: what everything here depends on."""
+
+    spec: AttentionSpec
+    config: LongShort
+    tokens: int
+    sinks: int
+    rank: int
+    align: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, sight: Sight) -> Whole:
+        """What is seen of a sequence if all of it exists."""
+        sinks = 0 if sight.sinks is None else sight.sinks[0].shape[1]
+        exist = sight.exist
+        return cls(sight.spec, sight.config, exist.shape[1], sinks, sight.rank, sight.align, exist.device)
+
+    def sight(self, sinks: int) -> Sight:
+        """It again, with so many sinks."""
+        exist = torch.ones(1, self.tokens, dtype=torch.bool, device=self.device)
+        return Sight.of(self.spec, self.config, exist, sinks, self.rank, self.align)
+
+
+class Layout(NamedTuple):
+    """Where the columns stand.
+
+    Attributes:
+        ends: behind the summaries of each level.
+        sinks: how many.
+        tokens: how many.
+    """
+
+    ends: tuple[int, ...]
+    sinks: int
+    tokens: int
+
+    @property
+    def summaries(self) -> int:
+        """How many columns are summaries."""
+        return self.ends[-1] if self.ends else 0
+
+    @property
+    def unused(self) -> int:
+        """How many columns are nothing."""
+        return -(self.summaries + self.sinks) % BLOCK
+
+    @property
+    def first(self) -> int:
+        """Where the tokens begin."""
+        return self.summaries + self.sinks + self.unused
+
+    @property
+    def columns(self) -> int:
+        """How many there are."""
+        return self.first + self.tokens
+
+
+class Blocks(NamedTuple):
+    """Which blocks of columns each block of queries has to look at.
+
+    Attributes:
+        many: (1, 1, blocks of queries) int32, how many of them are seen in part.
+        order: (1, 1, blocks of queries, blocks of columns) int32, those first.
+        many_whole: (1, 1, blocks of queries) int32, how many are seen by every query as far as they exist.
+        order_whole: (1, 1, blocks of queries, blocks of columns) int32, those first.
+    """
+
+    many: Tensor
+    order: Tensor
+    many_whole: Tensor
+    order_whole: Tensor
+
+
+@kept
+def layout_of(whole: Whole) -> Layout:
+    """Where the columns of such a sequence stand."""
+    sizes: list[int] = []
+    if whole.rank:
+        sizes = whole.sight(sinks=0).memory.sizes if whole.spec.causal else [1]
+    ends = tuple(sum(sizes[: level + 1]) * whole.rank for level in range(len(sizes)))
+    return Layout(ends, whole.sinks, whole.tokens)
+
+
+def blocks_of(whole: Whole) -> Blocks:
+    """All blocks that hold something that some query of a block sees, whether it exists or not."""
+    sight, layout, (left, right) = whole.sight(sinks=0), layout_of(whole), whole.spec.window
+    rows, block = -(-whole.tokens // BLOCK), torch.arange(-(-layout.columns // BLOCK), device=whole.device)
+    needed = torch.zeros(rows, len(block), dtype=torch.bool, device=whole.device)
+    start, stop = _window(sight)
+    if whole.rank:
+        first = 0
+        for end, (low, high) in zip(layout.ends, _summaries(sight, start), strict=True):
+            needed |= _touched(low * whole.rank, high * whole.rank, first, end - first, block)
+            first = end
+    if whole.sinks:  # wherever they stand
+        last = layout.summaries + whole.sinks - 1
+        needed |= (block >= layout.summaries // BLOCK) & (block <= last // BLOCK)
+    place = torch.arange(whole.tokens, device=whole.device)
+    if left is not None:
+        start = torch.maximum(start, place - left)
+    if right is not None:
+        stop = torch.minimum(stop, place + right + 1)
+    needed |= _touched(start, stop, layout.first, whole.tokens, block)
+    place = block * BLOCK - layout.first
+    covered = (place >= _by_block(start).amax(1)[:, None]) & (place + BLOCK <= _by_block(stop).amin(1)[:, None])
+    covered &= (place >= 0) & (place + BLOCK <= whole.tokens)
+    if whole.tokens % BLOCK:
+        covered[-1] = False
+    return Blocks(*_in_order(needed & ~covered), *_in_order(covered))
+
+
+def _window(sight: Sight) -> tuple[Tensor, Tensor]:
+    """Where the window of each query starts, and what is behind its end: (T,) each."""
+    tiling, T, device = sight.tiling, sight.exist.shape[1], sight.exist.device
+    tiles = tiling.count(T)
+    query = tiling.positions(0, tiles, device)
+    if sight.spec.causal:
+        return sight.start(0, tiles).flatten()[:T], (query + 1).flatten()[:T]
+    start = (query[:, :1] - tiling.before).expand_as(query)
+    return start.flatten()[:T], (start + tiling.span).flatten()[:T]
+
+
+def _summaries(sight: Sight, start: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Which nodes of each level each query sees, whose window starts there."""
+    if not sight.spec.causal:
+        return [(torch.zeros_like(start), torch.ones_like(start))]
+    return sight.memory.visible(start.div(sight.config.segment, rounding_mode="floor"))
+
+
+def _touched(low: Tensor, high: Tensor, first: int, count: int, block: Tensor) -> Tensor:
+    """(blocks of queries, blocks), which hold some of the columns from low to high, of `count` that begin at first."""
+    least = (_by_block(low).amin(1).clamp(min=0) + first)[:, None]
+    most = (_by_block(high).amax(1).clamp(max=count) + first)[:, None]
+    return (least < most) & (block >= least // BLOCK) & (block <= (most - 1) // BLOCK)
+
+
+def _in_order(listed: Tensor) -> tuple[Tensor, Tensor]:
+    """How many are listed in each row, and all of its blocks, those first."""
+    order = torch.argsort(listed.logical_not().to(torch.uint8), dim=1, stable=True)
+    return listed.sum(1)[None, None].int(), order[None, None].int()
+
+
+def _by_block(ends: Tensor) -> Tensor:
+    """(T,) to (blocks, BLOCK), the last block filled up with the last entry."""
+    missing = -ends.shape[0] % BLOCK
+    return torch.cat([ends, ends[-1:].expand(missing)]).unflatten(0, (-1, BLOCK))

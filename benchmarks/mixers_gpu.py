@@ -57,10 +57,10 @@ def forward_of(name: str, causal: bool, length: int, device: str) -> Callable[[T
 
         return attend
     if name == "toeplitz":
-        toeplitz = ToeplitzMixer(spec, Toeplitz()).to(device, torch.bfloat16)
+        toeplitz = ToeplitzMixer(spec, Toeplitz()).to(device, torch.bfloat16).eval()
         return lambda query, key, value: toeplitz(value=value)
     config = LongShort(window=WINDOW, rank=1 if causal else RANK, sinks=0)
-    return LongShortMixer(spec, config).to(device, torch.bfloat16)
+    return LongShortMixer(spec, config).to(device, torch.bfloat16).eval()
 
 
 def sliding_window(causal: bool, length: int, device: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -42,8 +42,37 @@ def mixers_long() -> list[str]:
     ]
 
 
+def mixers_gpu() -> list[str]:
+    """Mixers on a GPU against FlashAttention and a compiled sliding window."""
+    result = load("mixers_gpu")
+    lengths = sorted({row["length"] for row in result["rows"]})
+    parts = [
+        f"\nOn one {result['machine']['gpu']} in bfloat16, batch {result['rows'][0]['batch']}, width 768, 12 heads, "
+        "beside FlashAttention and a compiled FlexAttention with a sliding window (256 to each side, or the last 256), "
+        "`LongShort(window=256, rank=32, sinks=0)` (causal: rank 1) and `Toeplitz()`: times faster than "
+        "FlashAttention, and milliseconds. Short sequences are bound by the launches of kernels, of which "
+        "FlashAttention needs one. "
+        f"{result.get('note', '')}\n"
+    ]
+    for kind in dict.fromkeys(row["pass"] for row in result["rows"]):
+        mine = [row for row in result["rows"] if row["pass"] == kind]
+        rows = []
+        for name, direction, found in by_length([row for row in mine if row["mixer"] != "attention"], "mixer"):
+            some = [found.get(each) for each in lengths]
+            cells = [
+                "not measured" if row is None else f"{row['ratio']:.2f}x ({row['seconds'] * 1e3:.2f})" for row in some
+            ]
+            rows.append([_label(name), direction, *cells])
+        parts += ["\n", table([kind, "direction", *(f"{length:,} tokens" for length in lengths)], rows)]
+    return [*parts, source(result, "mixers_gpu")]
+
+
 def _label(name: str) -> str:
-    return {"attention": "fused attention", "window": "FlexAttention, window"}.get(name, f"`{name}`")
+    return {
+        "attention": "fused attention",
+        "window": "FlexAttention, window",
+        "sliding_window": "FlexAttention, window",
+    }.get(name, f"`{name}`")
 
 
 def others() -> list[str]:

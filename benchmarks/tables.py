@@ -11,7 +11,7 @@ from decoding_tables import streaming
 from export_tables import distributed, distributed_volumes, onnx_decoder, onnx_encoder
 from quality_tables import exactness, extrapolation, long_range, needle, perplexity, transfer_decoder, transfer_encoder
 from result_files import HERE, measured
-from speed_tables import compile_time, million, mixers, mixers_long, others, scaling
+from speed_tables import compile_time, million, mixers, mixers_gpu, mixers_long, others, scaling
 
 README = HERE.parent / "README.md"
 RESULTS = HERE.parent / "docs" / "results.md"
@@ -20,7 +20,7 @@ BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
 SECTIONS = {
     "Exactness": (exactness,),
     "What is lost, and won back": (perplexity, transfer_decoder, needle, transfer_encoder),
-    "Speed and memory": (mixers, mixers_long, others, scaling, million),
+    "Speed and memory": (mixers, mixers_long, mixers_gpu, others, scaling, million),
     "Token by token": (streaming,),
     "ONNX": (onnx_encoder, onnx_decoder),
     "Several processes": (distributed, distributed_volumes),

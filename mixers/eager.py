@@ -25,14 +25,20 @@ def plain_training(*tensors: Tensor) -> bool:
 
 def unobserved(*tensors: Tensor) -> bool:
     """Whether nobody differentiates, traces, exports or maps over these tensors, whatever device they are on."""
-    return not torch.is_grad_enabled() and _ordinary(*tensors)
+    return not torch.is_grad_enabled() and untraced(*tensors)
+
+
+def all_exist(padding: Tensor | None) -> bool:
+    """Whether no token is missing; asked only where that is free: on a CPU, of a mask that nobody traces."""
+    return padding is None or (_plain(padding) and bool(padding.all()))
 
 
 def _plain(*tensors: Tensor) -> bool:
-    return _ordinary(*tensors) and all(tensor.device.type == "cpu" for tensor in tensors)
+    return untraced(*tensors) and all(tensor.device.type == "cpu" for tensor in tensors)
 
 
-def _ordinary(*tensors: Tensor) -> bool:
+def untraced(*tensors: Tensor) -> bool:
+    """Whether nobody traces, exports or maps over these tensors."""
     if torch.compiler.is_compiling():
         return False
     return all(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, State, Unsupported
 from remixer.mixers.convolution import transform_dtype
-from remixer.mixers.eager import plain_inference, plain_training, unobserved
+from remixer.mixers.eager import all_exist, plain_inference, plain_training, unobserved
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.gate import Gate
 from remixer.mixers.key_weights import KeyWeights, weighed
@@ -157,7 +157,7 @@ class ToeplitzOperator(Mixer):
     ) -> Tensor:
         """See Mixer.forward. Queries that don't exist are served too, but may get next to nothing."""
         assert value is not None
-        if padding is not None and plain_inference(padding) and bool(padding.all()):
+        if all_exist(padding):
             padding = None
         tokens = weighed(value, padding, key, self.key_weights)
         local = self._local_kernel(tokens.values)

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.long_short.column_blocks import Whole, kept, layout_of
+from remixer.mixers.long_short.column_blocks import layout_of
 from remixer.mixers.long_short.sight import Sight, covers
 from remixer.mixers.long_short.summaries import log_share
+from remixer.mixers.long_short.whole import Whole, kept
 from remixer.mixers.precision import at_least_float32
 
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -61,11 +62,11 @@ class Tables(NamedTuple):
 def tables_without_padding(whole: Whole, samples: int, dtype: torch.dtype) -> Tables:
     """As `Tables.of`, where all tokens exist; kept between calls."""
     if whole.sinks > whole.tokens:
-        return Tables.of(whole.sight(whole.sinks), samples, dtype)
+        return Tables.of(whole.sight(), samples, dtype)
     counted, layout = whole.config.counted, layout_of(whole)
     if not whole.rank or not counted:
         return Tables()
-    wide, sight = at_least_float32(dtype), whole.sight(whole.sinks)
+    wide, sight = at_least_float32(dtype), whole.sight()
     if not whole.spec.causal:
         return Tables(log_share(_stand_for(sight), whole.rank, counted, -torch.inf, wide))
     if len(layout.ends) == 1:  # only whole segments are seen
@@ -85,7 +86,7 @@ def mask_of(whole: Whole, positions: Tensor | None = None) -> Mask:
     (left, right), causal = whole.spec.window, whole.spec.causal
     window, sinks = whole.config.window, whole.sinks
     _, far, first = _places(whole)
-    everything, tiling = not causal and covers(window, whole.tokens), whole.sight(sinks=0).tiling
+    everything, tiling = not causal and covers(window, whole.tokens), whole.without_sinks().tiling
     early = -(-window // whole.align) * whole.align  # divided numbers aren't negative
     summaries = _summaries_of(whole)
 
@@ -123,7 +124,7 @@ def _summaries_of(whole: Whole) -> Callable[[Tensor, Tensor], Tensor] | None:
     ends, far, _ = _places(whole)
     if not whole.spec.causal:
         return lambda start, column: column < far
-    memory, segment, rank = whole.sight(sinks=0).memory, whole.config.segment, whole.rank
+    memory, segment, rank = whole.without_sinks().memory, whole.config.segment, whole.rank
     early = -(-whole.config.window // segment) * segment
 
     def seen(start: Tensor, column: Tensor) -> Tensor:

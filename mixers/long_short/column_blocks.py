@@ -6,57 +6,15 @@ a block does, so that most windows are made of whole blocks.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Hashable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.long_short.sight import Sight
-from remixer.mixers.spec import AttentionSpec
+from remixer.mixers.long_short.whole import Whole, kept
 
 BLOCK = 128  # queries, and columns, that a kernel takes or skips together
-
-
-V = TypeVar("V")
-
-
-def kept(make: Callable[..., V]) -> Callable[..., V]:
-    """What is made lasts between calls, for the latest 32 arguments, and serves inference and training."""
-
-    @functools.lru_cache(maxsize=32)
-    @functools.wraps(make)
-    def made(*arguments: Hashable) -> V:
-        with torch.inference_mode(False):  # or no later call could keep it for its gradients
-            return make(*arguments)
-
-    return made
-
-
-class Whole(NamedTuple):
-    """A sequence without padding, as the Long-Short mixer sees it: what everything here depends on."""
-
-    spec: AttentionSpec
-    config: LongShort
-    tokens: int
-    sinks: int
-    rank: int
-    align: int
-    device: torch.device
-
-    @classmethod
-    def of(cls, sight: Sight) -> Whole:
-        """What is seen of a sequence if all of it exists."""
-        sinks = 0 if sight.sinks is None else sight.sinks[0].shape[1]
-        exist = sight.exist
-        return cls(sight.spec, sight.config, exist.shape[1], sinks, sight.rank, sight.align, exist.device)
-
-    def sight(self, sinks: int) -> Sight:
-        """It again, with so many sinks."""
-        exist = torch.ones(1, self.tokens, dtype=torch.bool, device=self.device)
-        return Sight.of(self.spec, self.config, exist, sinks, self.rank, self.align)
 
 
 class Layout(NamedTuple):
@@ -114,14 +72,14 @@ def layout_of(whole: Whole) -> Layout:
     """Where the columns of such a sequence stand."""
     sizes: list[int] = []
     if whole.rank:
-        sizes = whole.sight(sinks=0).memory.sizes if whole.spec.causal else [1]
+        sizes = whole.without_sinks().memory.sizes if whole.spec.causal else [1]
     ends = tuple(sum(sizes[: level + 1]) * whole.rank for level in range(len(sizes)))
     return Layout(ends, whole.sinks, whole.tokens)
 
 
 def blocks_of(whole: Whole) -> Blocks:
     """All blocks that hold something that some query of a block sees, whether it exists or not."""
-    sight, layout, (left, right) = whole.sight(sinks=0), layout_of(whole), whole.spec.window
+    sight, layout, (left, right) = whole.without_sinks(), layout_of(whole), whole.spec.window
     rows, block = -(-whole.tokens // BLOCK), torch.arange(-(-layout.columns // BLOCK), device=whole.device)
     needed = torch.zeros(rows, len(block), dtype=torch.bool, device=whole.device)
     start, stop = _window(sight)

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.long_short.block_scores import Mask, Tables, mask_of, score_of, tables_without_padding
-from remixer.mixers.long_short.column_blocks import BLOCK, Layout, Whole, blocks_of, kept, layout_of
+from remixer.mixers.long_short.column_blocks import BLOCK, Layout, blocks_of, layout_of
 from remixer.mixers.long_short.sight import Sight, Tokens
+from remixer.mixers.long_short.whole import Whole, kept
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from remixer.mixers.base import Mixer, Order, State, Unsupported
-from remixer.mixers.eager import plain_inference
+from remixer.mixers.eager import all_exist, untraced
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.long_short.dispatch import mix
@@ -23,6 +23,7 @@ from remixer.mixers.long_short.stream import Stream
 from remixer.mixers.long_short.stream_start import after_summaries, after_tokens
 from remixer.mixers.long_short.summaries import pool
 from remixer.mixers.long_short.tiled_attention import mix_with_retrieved
+from remixer.mixers.long_short.whole import Whole
 from remixer.mixers.masks import allowed_keys, existing_tokens
 from remixer.mixers.registry import register
 from remixer.mixers.softmax import attend, exact_attention
@@ -147,7 +148,7 @@ class LongShortMixer(Mixer):
         assert value is not None
         spec, config, T = self.spec, self.config, query.shape[2]
         dropout = spec.dropout if self.training else 0.0
-        if padding is not None and plain_inference(padding) and bool(padding.all()):
+        if all_exist(padding):
             padding = None
         near_key, near_value = self.near(key), self.near(value)
         whole = covers(config.window + self.align - 1, T)
@@ -161,12 +162,15 @@ class LongShortMixer(Mixer):
             plain = spec.causal and not spec.windowed and padding is None
             mask = None if plain else allowed_keys(spec, T, T, padding, query.device)
             return attend(query, near_key, near_value, mask, spec=spec, causal=plain, dropout=dropout)
-        exist = query.new_ones(1, T, dtype=torch.bool) if padding is None else padding
-        sight = Sight.of(spec, config, exist, self.sinks, self.rank, self.align)
+        if padding is None and untraced(query):
+            sight = Whole(spec, config, T, self.sinks, self.rank, self.align, query.device).sight()
+        else:
+            exist = query.new_ones(1, T, dtype=torch.bool) if padding is None else padding
+            sight = Sight.of(spec, config, exist, self.sinks, self.rank, self.align)
         far_key, far_value = self.far(key, value, source, padding, sight) if self.rank else (None, None)
         keys, values = sight.tokens(near_key, far_key), sight.tokens(near_value, far_value)
         if self.retrieve and not whole:
-            chosen = choose(query, near_key, exist, spec, config)
+            chosen = choose(query, near_key, sight.exist, spec, config)
             return mix_with_retrieved(query, keys, values, sight, self.summary_bias, bias, chosen, dropout=dropout)
         return self.mix(query, keys, values, sight, bias, masked=padding is not None, dropout=dropout)
 

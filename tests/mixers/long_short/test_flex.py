@@ -8,8 +8,9 @@ from torch.nn.attention import flex_attention
 from remixer.mixers import AttentionSpec, LongShort, LongShortAttention, LongShortMixer
 from remixer.mixers.long_short import dispatch, flex
 from remixer.mixers.long_short.block_scores import mask_of, tables_without_padding
-from remixer.mixers.long_short.column_blocks import BLOCK, Whole, blocks_of, layout_of
+from remixer.mixers.long_short.column_blocks import BLOCK, blocks_of, layout_of
 from remixer.mixers.long_short.sight import Sight
+from remixer.mixers.long_short.whole import Whole
 from remixer.testing import assert_close
 
 SPEC = AttentionSpec(heads=4, kv_heads=2, head_dim=8, value_dim=6, scale=0.4, source_dim=5, padding=True)

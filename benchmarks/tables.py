@@ -9,7 +9,16 @@ from pathlib import Path
 
 from decoding_tables import streaming
 from export_tables import distributed, distributed_volumes, onnx_decoder, onnx_encoder
-from quality_tables import exactness, extrapolation, long_range, needle, perplexity, transfer_decoder, transfer_encoder
+from quality_tables import (
+    document_retrieval,
+    exactness,
+    extrapolation,
+    long_range,
+    needle,
+    perplexity,
+    transfer_decoder,
+    transfer_encoder,
+)
 from result_files import HERE, measured
 from speed_tables import compile_time, million, mixers, mixers_gpu, mixers_long, others, scaling
 
@@ -19,7 +28,7 @@ BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
 # Each table is a function that bears the name of its file in results.
 SECTIONS = {
     "Exactness": (exactness,),
-    "What is lost, and won back": (perplexity, transfer_decoder, needle, transfer_encoder),
+    "What is lost, and won back": (perplexity, transfer_decoder, needle, transfer_encoder, document_retrieval),
     "Speed and memory": (mixers, mixers_long, mixers_gpu, others, scaling, million),
     "Token by token": (streaming,),
     "ONNX": (onnx_encoder, onnx_decoder),
@@ -27,7 +36,16 @@ SECTIONS = {
     "Time of a rewrite": (compile_time,),
     "From scratch": (extrapolation, long_range),
 }
-SHOWN = (exactness, perplexity, transfer_decoder, transfer_encoder, mixers_long, million, onnx_encoder)
+SHOWN = (
+    exactness,
+    perplexity,
+    transfer_decoder,
+    transfer_encoder,
+    document_retrieval,
+    mixers_long,
+    million,
+    onnx_encoder,
+)
 
 
 def page() -> str:

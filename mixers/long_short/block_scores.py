@@ -51,7 +51,7 @@ class Tables(NamedTuple):
             count = sight.counts.repeat_interleave(sight.rank, 1)
             parts.insert(0, log_share(count, sight.rank, sight.config.counted, -torch.inf, wide))
         elif sight.rank:
-            by_query = log_share(_stand_for(sight), sight.rank, sight.config.counted, -torch.inf, wide)
+            by_query = sight.share(_stand_for(sight), -torch.inf, wide)
             parts.insert(0, nothing[:, : sight.rank])
         most = max(part.shape[0] for part in parts)
         by_column = torch.cat([part.expand(most, -1) for part in parts], 1)
@@ -68,7 +68,7 @@ def tables_without_padding(whole: Whole, samples: int, dtype: torch.dtype) -> Ta
         return Tables()
     wide, sight = at_least_float32(dtype), whole.sight()
     if not whole.spec.causal:
-        return Tables(log_share(_stand_for(sight), whole.rank, counted, -torch.inf, wide))
+        return Tables(sight.share(_stand_for(sight), -torch.inf, wide))
     if len(layout.ends) == 1:  # only whole segments are seen
         each = torch.full((1, whole.tokens), whole.config.segment, device=whole.device)
         return Tables(log_share(each, whole.rank, counted, 0.0, wide))

@@ -35,8 +35,9 @@ class LongShort(MixerConfig):
             ("source") as in the paper.
         maps: learn a linear map of the summaries' keys and one of their values, for each key/value head; both start as
             the identity. For pretrained attentions, whose keys were not made to be averaged; not in the paper.
-        counted: a summary weighs as many tokens as it stands for, those left out that the query sees anyway,
-            times a learned factor per head. False is the published form.
+        counted: a summary weighs as many tokens as it stands for, those left out that the query sees anyway, but
+            those of a whole sequence one token each at most; times a learned factor per head. False is the
+            published form.
     """
 
     window: int = 128

@@ -230,15 +230,16 @@ class LongShortMixer(Mixer):
         assert key is not None
         assert value is not None
         stream = self._stream()
+        moment = stream.moment(state)
         near_key, near_value = self.near(key), self.near(value)
-        state = stream.take_in(state, query, near_key, near_value, padding)
-        columns = stream.tokens(state, bias)
+        state = stream.take_in(state, moment, query, near_key, near_value, padding)
+        columns = stream.tokens(state, moment, bias)
         if self.retrieve:
             columns.append(stream.retrieved(state, bias))
         if self.rank and self.pooling is not None:
             reads = key if source is None or self.config.project_from == "key" else source[:, None]
-            state = stream.pool_in(state, self.pooling, reads, key, value, padding)
-            columns.append(stream.summaries(state, self.as_seen, self.summary_bias, bias))
+            state = stream.pool_in(state, moment, self.pooling, reads, key, value, padding)
+            columns.append(stream.summaries(state, moment, self.as_seen, self.summary_bias, bias))
         mixed = stream.attend(query, columns, self.spec.dropout if self.training else 0.0)
         return mixed, {**state, "time": state["time"] + 1}
 

@@ -101,7 +101,8 @@ def long_short_reference(
                     continue
                 count = q.new_zeros(spec.groups)
                 if config.counted:
-                    count = math.log(stands_for / rank) + weights["summary_bias"][readers]
+                    most = stands_for if spec.causal else rank
+                    count = math.log(min(stands_for, most) / rank) + weights["summary_bias"][readers]
                 ks.append(far_k[g])
                 vs.append(far_v[g])
                 behind = torch.tensor(_behind(t, range(first, first + size), spec, config))

@@ -110,12 +110,14 @@ def _stood_for(sight: Sight, segments: Tensor, counted: Tensor, first: int, stop
 
 
 def _share_left(sight: Sight, stood: Tensor, served: Tensor, first: int, stop: int, dtype: torch.dtype) -> Tensor:
-    """The logarithm of what is left of each summary's count for those who read the chosen tokens themselves."""
+    """The logarithm of what is left of each summary's weight for those who read the chosen tokens themselves."""
     if sight.spec.causal:
         behind = sight.counts[:, sight.memory.places(sight.nodes(first, stop))][:, None, :, None]
     else:
         behind = sight.stand_for(first, stop)[:, None, :, None]  # (B or 1, 1, tiles, 1, 1)
     left = (behind - stood).clamp(min=0)
+    if not sight.spec.causal:  # as much as they weigh, see Sight.share
+        left, behind = left.clamp(max=sight.rank), behind.clamp(max=sight.rank)
     some = (left.clamp(min=1).to(dtype) / behind.clamp(min=1)).log().masked_fill(left == 0, hidden_score(dtype))
     some = some.repeat_interleave(sight.rank, -1)[:, :, :, None, :, None]
     return torch.where(served[:, :, :, None, ..., None], some, 0.0)

@@ -110,7 +110,7 @@ class Sight:
         if self.rank and self.spec.causal:
             parts.insert(0, self._node_scores(first, stop, hidden, dtype))
         elif self.rank:
-            scores = log_share(self._stand_for(tokens), self.rank, self.config.counted, hidden, dtype)
+            scores = self.share(self._stand_for(tokens), hidden, dtype)
             parts.insert(0, scores[..., None].expand(*scores.shape, self.rank))
         rows = max(part.shape[2] for part in parts)
         parts = [part.expand(-1, stop - first, rows, -1) for part in parts]
@@ -119,6 +119,13 @@ class Sight:
     def stand_for(self, first: int, stop: int) -> Tensor:
         """(B or 1, tiles, length or 1), for how many tokens the summaries of a whole sequence stand."""
         return self._stand_for(self._tokens_in_sight(first, stop))
+
+    def share(self, count: Tensor, hidden: float, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores of bidirectional summaries that stand for so many tokens, see `log_share`.
+
+        Each weighs one token at most: all that lies beyond a window would drown it the sooner, the longer the text.
+        """
+        return log_share(count.clamp(max=self.rank), self.rank, self.config.counted, hidden, dtype)
 
     def _stand_for(self, tokens: list[Tensor]) -> Tensor:
         count = self.exist.sum(-1)[:, None, None]

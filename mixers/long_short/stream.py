@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from remixer.mixers.base import State
-from remixer.mixers.eager import written
+from remixer.mixers.eager import plain_inference, written
 from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.long_short.joint_attention import hidden_score, joint_attention
-from remixer.mixers.long_short.memory import Memory, levels_for
+from remixer.mixers.long_short.memory import levels_for
+from remixer.mixers.long_short.moment import Moment, Rings, moment_of
 from remixer.mixers.long_short.offset_columns import node_masses
 from remixer.mixers.long_short.retrieval_stream import Library
 from remixer.mixers.long_short.summaries import log_share
@@ -100,18 +101,18 @@ class Stream:
         young = -(-self.config.window // segment) + 2
         return min(most, young + (2 * self.config.per_size + 4 if memory == "dyadic" else memory))
 
-    def take_in(self, state: State, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> State:
+    def take_in(
+        self, state: State, moment: Moment, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None
+    ) -> State:
         """The state with a token's normed key (B, G, 1, D) and value (B, G, 1, E) in the window and the sinks."""
         state = dict(state)
-        time, window = state["time"], state["key"].shape[2]
-        exists = _existing(state, padding)
+        time, exists = state["time"], _existing(state, padding)
         state["existed"] = state["existed"] + exists
         place = state["existed"] if self.spec.skips_padding else time.expand(exists.shape)
-        slot = (time % window).view(1)
-        state["key"] = written(state["key"], 2, slot, key)
-        state["value"] = written(state["value"], 2, slot, value)
-        state["place"] = written(state["place"], 1, slot, torch.where(exists, place, -1)[:, None])
-        if self.sinks:
+        state["key"] = written(state["key"], 2, moment.slot, key)
+        state["value"] = written(state["value"], 2, moment.slot, value)
+        state["place"] = written(state["place"], 1, moment.slot, torch.where(exists, place, -1)[:, None])
+        if self.sinks and not self._later(state["existed"]):
             nth = torch.arange(1, self.sinks + 1, device=time.device)
             mine = (nth == state["existed"][:, None]) & exists[:, None]  # (B, sinks)
             state["sink_time"] = torch.where(mine, time, state["sink_time"])
@@ -119,13 +120,25 @@ class Stream:
                 state[name] = torch.where(mine[:, None, :, None], new, state[name])
         return self.library.take_in(state, query, key, value, exists, place) if self.retrieve else state
 
+    def _later(self, existed: Tensor) -> bool:
+        """Whether no token can be a sink any more; asked where that is free."""
+        return plain_inference(existed) and int(existed.min()) > self.sinks
+
     def pool_in(
-        self, state: State, pooling: Tensor, reads: Tensor, key: Tensor, value: Tensor, padding: Tensor | None
+        self,
+        state: State,
+        moment: Moment,
+        pooling: Tensor,
+        reads: Tensor,
+        key: Tensor,
+        value: Tensor,
+        padding: Tensor | None,
     ) -> State:
         """The state with a token in the nodes of all levels that it belongs to.
 
         Args:
             state: with the time of the token.
+            moment: that time.
             pooling: W_P, (G, D or C, rank).
             reads: (B, G or 1, 1, D or C).
             key: (B, G, 1, D), not normed.
@@ -133,11 +146,8 @@ class Stream:
             padding: (B, 1) bool, whether it exists, or None.
         """
         state, dtype, exists = dict(state), state["mass"].dtype, _existing(state, padding)
-        node, slot = self._newest(state)
+        index, fresh = moment.place, moment.fresh
         logit = (reads @ pooling).to(dtype)  # (B, G, 1, rank)
-        sizes = [self.config.segment << level for level in range(len(node))]
-        fresh = state["time"] % torch.tensor(sizes, device=node.device) == 0  # (L,)
-        index = slot + torch.arange(len(node), device=node.device) * state["mass"].shape[3]
         least = torch.finfo(dtype).min
         mass = state["mass"].flatten(2, 3).index_select(2, index).masked_fill(fresh[:, None], least)
         count = state["count"].flatten(1, 2).index_select(1, index).masked_fill(fresh, 0)
@@ -153,16 +163,14 @@ class Stream:
         state["count"] = written(state["count"].flatten(1, 2), 1, index, count).view(state["count"].shape)
         return state
 
-    def _newest(self, state: State) -> tuple[Tensor, Tensor]:
-        """(L,), the node of each level that the newest token is in, and where it is kept."""
-        levels, ring = state["mass"].shape[2:4]
-        segment = state["time"] // self.config.segment
-        node = torch.stack([segment >> level for level in range(levels)])
-        return node, node % ring
+    def moment(self, state: State) -> Moment:
+        """What goes by the time of the newest token alone."""
+        return moment_of(state["time"], Rings.of(state, self.config, self.align, self.spec.window[0]))
 
     def summaries(
         self,
         state: State,
+        moment: Moment,
         as_seen: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         added: Tensor | None,
         bias: Tensor | None,
@@ -171,17 +179,13 @@ class Stream:
 
         Args:
             state: with that token.
+            moment: its time.
             as_seen: makes of keys and values of summaries what queries see.
             added: (H,), added to their scores, or None.
             bias: (H, 2 T - 1), by offset, or None.
         """
-        (levels, ring), config, time = state["mass"].shape[2:4], self.config, state["time"]
-        newest, slot = self._newest(state)
-        held = newest[:, None] - (slot[:, None] - torch.arange(ring, device=time.device)) % ring  # (L, ring) nodes
-        memory = Memory(config.memory, config.per_size, ring, levels)
-        before = (time - config.window + 1).div(config.segment, rounding_mode="floor")
-        bounds = memory.visible(before)
-        seen = torch.stack([(held[i] >= oldest) & (held[i] < end) for i, (oldest, end) in enumerate(bounds)])
+        levels, config, time = state["mass"].shape[2], self.config, state["time"]
+        held, seen = moment.held, moment.seen
         dtype = state["mass"].dtype
         scores = log_share(state["count"], self.rank, config.counted, hidden_score(dtype), dtype)
         scores = scores.masked_fill(~seen, hidden_score(dtype)).flatten(1)[:, None]  # (B, 1, nodes)
@@ -201,21 +205,16 @@ class Stream:
         key, value = as_seen(*(state[name].flatten(2, 4) for name in ("far_key", "far_value")))
         return Columns(key, value, scores.repeat_interleave(self.rank, -1))
 
-    def tokens(self, state: State, bias: Tensor | None) -> list[Columns]:
+    def tokens(self, state: State, moment: Moment, bias: Tensor | None) -> list[Columns]:
         """The sinks and the window in sight of the newest token."""
-        time, window, dtype = state["time"], state["key"].shape[2], at_least_float32(state["key"].dtype)
-        age = (time - torch.arange(window, device=time.device)) % window
-        start = (time - self.config.window + 1).div(self.align, rounding_mode="floor") * self.align
-        seen = (state["place"] >= 0) & (age <= time - start)
-        left, _ = self.spec.window
-        if left is not None:
-            seen = seen & (age <= left)
+        time, dtype = state["time"], at_least_float32(state["key"].dtype)
+        seen = (state["place"] >= 0) & moment.near
         parts = [(state["key"], state["value"], seen, state["place"])]
         if self.sinks:
             since = state["sink_time"]
             nth = torch.arange(1, self.sinks + 1, device=time.device).expand_as(since)
             place = nth if self.spec.skips_padding else since
-            out = (since >= 0) & (since < start)
+            out = (since >= 0) & (since < moment.start)
             parts.insert(0, (state["sink_key"], state["sink_value"], out, place))
         columns = []
         own = state["existed"][:, None] if self.spec.skips_padding else time

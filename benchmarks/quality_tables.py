@@ -60,20 +60,15 @@ def transfer_decoder() -> list[str]:
 def document_retrieval() -> list[str]:
     """Long documents found by their docstrings."""
     result = load("document_retrieval")
-    rows = [
-        [
-            row["way"],
-            *(f"{row[key]:.3f}" for key in ("top1", "top10", "mrr")),
-            f"{row['tokens']:,}",
-            f"{row['seconds']:.0f}",
-        ]
-        for row in result["rows"]
-    ]
+    rows = []
+    for row in result["rows"]:
+        found = [f"{row[key]:.3f}" for key in ("top1", "top10", "mrr")]
+        rows.append([row["way"], *found, f"{row['tokens']:,}", f"{row['seconds']:.0f}"])
     return [
-        f"\nWhich module is this the docstring of? {result['queries']} docstrings, {result['documents']} modules of Python's "
-        "standard library without theirs, embedded by MiniLM; `long_short` without training, extended by `max_length`: "
-        "how often the right module is the nearest and among the ten nearest, the mean reciprocal rank, and the seconds "
-        "that all modules take:\n\n",
+        f"\nWhich module is this the docstring of? {result['queries']} docstrings, {result['documents']} modules of "
+        "Python's standard library without theirs, embedded by MiniLM; `long_short` without training, extended by "
+        "`max_length`: how often the right module is the nearest and among the ten nearest, the mean reciprocal rank, "
+        "and the seconds that all modules take:\n\n",
         table(["", "top-1", "top-10", "MRR", "tokens", "seconds"], rows),
         source(result, "document_retrieval"),
     ]

@@ -24,7 +24,12 @@ def plain_training(*tensors: Tensor) -> bool:
 
 
 def unobserved(*tensors: Tensor) -> bool:
-    """Whether nobody differentiates, traces, exports or maps over these tensors, whatever device they are on."""
+    """Whether nobody differentiates, traces, exports or maps over these tensors, whatever device they are on.
+
+    Nor captures a CUDA graph, which can't wait for a comparison with what is kept.
+    """
+    if any(tensor.is_cuda for tensor in tensors) and torch.cuda.is_current_stream_capturing():
+        return False
     return not torch.is_grad_enabled() and untraced(*tensors)
 
 
@@ -39,7 +44,7 @@ def _plain(*tensors: Tensor) -> bool:
 
 def untraced(*tensors: Tensor) -> bool:
     """Whether nobody traces, exports or maps over these tensors."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return all(
         type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -44,7 +44,7 @@ def _plain(*tensors: Tensor) -> bool:
 
 def untraced(*tensors: Tensor) -> bool:
     """Whether nobody traces, exports or maps over these tensors."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit._trace.is_tracing():
         return False
     return all(
         type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

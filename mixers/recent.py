@@ -42,14 +42,12 @@ class Recent(Generic[V]):
 
 def _equal(new: list[Tensor], old: list[Tensor]) -> bool:
     """Whether they are the same; on a GPU, which has to be waited for, by one comparison."""
-    pairs = list(zip(new, old, strict=False))
-    if len(new) != len(old) or any(
-        one.dtype != other.dtype or one.device != other.device or one.shape != other.shape for one, other in pairs
-    ):
+    kinds = [[(each.dtype, each.device, each.shape) for each in tensors] for tensors in (new, old)]
+    if kinds[0] != kinds[1]:
         return False
-    if len({(each.dtype, each.device) for each in new}) == 1 and new[0].is_cuda:
-        pairs = [(_joined(new), _joined(old))]
-    return all(torch.equal(one, other) for one, other in pairs)
+    if new and new[0].is_cuda and len({kind[:2] for kind in kinds[0]}) == 1:
+        return torch.equal(_joined(new), _joined(old))
+    return all(torch.equal(one, other) for one, other in zip(new, old, strict=True))
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

@@ -58,13 +58,13 @@ def mix_by_blocks(
         (B, H, T, E); 0 for a query that sees nothing.
     """
     attend = _compiled if query.device.type == "cuda" else _flex_attention()
-    spec, whole, samples = sight.spec, Whole.of(sight), query.shape[0]
-    dtype = query.dtype
+    whole, samples, dtype = Whole.of(sight), query.shape[0], query.dtype
+    spec, layout = whole.spec, layout_of(whole)
     tables = Tables.of(sight, samples, dtype) if masked else tables_without_padding(whole, samples, dtype)
     mixed = attend(
         query,
-        joined(keys, layout_of(whole)).to(query.dtype),
-        joined(values, layout_of(whole)).to(query.dtype),
+        joined(keys, layout).to(dtype),
+        joined(values, layout).to(dtype),
         score_mod=score_of(whole, tables, added, samples),
         block_mask=_block_mask(whole, mask_of(whole, tables.positions)),
         scale=spec.scale,

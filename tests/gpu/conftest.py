@@ -1,4 +1,4 @@
-"""What needs a GPU: `make test-gpu`."""
+"""What needs a GPU: `make test-gpu`. The operands of mixers are drawn as in tests/mixers."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "mixers")]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from streamed import operands_for
 
 from remixer.mixers import AttentionSpec, FrequencyToeplitz, LongShort, SoftmaxConfig, Toeplitz, get
 from remixer.mixers.long_short import dispatch, flex
@@ -45,15 +46,7 @@ def mixer_of(config, dtype=torch.float32, **changes):
 
 def operands_of(mixer, T, B, left=False):
     """Of a CPU."""
-    spec = mixer.spec
-    shapes = {
-        "query": (B, spec.heads, T, spec.head_dim),
-        "key": (B, spec.kv_heads, T, spec.head_dim),
-        "value": (B, spec.kv_heads, T, spec.value_dim),
-        "source": (B, T, spec.source_dim),
-    }
-    tensors = {name: torch.randn(shape).to(spec.dtype) for name, shape in shapes.items() if name in mixer.operands}
-    return tensors, torch.arange(T) >= torch.arange(1, B + 1)[:, None] * T // 5 if left else None
+    return operands_for(mixer, T, B), torch.arange(T) >= torch.arange(1, B + 1)[:, None] * T // 5 if left else None
 
 
 def values_and_gradients(function, mixer, tensors, padding):

@@ -192,6 +192,18 @@ def test_long_sequences_go_through_in_several_runs(causal, monkeypatch):
         assert_close(mixer(*inputs), expected)
 
 
+@pytest.mark.parametrize("retrieve", [0, 2])
+def test_summaries_of_a_whole_sequence_weigh_one_token_each_at_most(retrieve):
+    config = LongShort(window=8, rank=2, sinks=0, segment=4, retrieve=retrieve, retrieve_block=4)
+    mixer = LongShortMixer(dataclasses.replace(SPEC, dtype=torch.float64), config).double().eval()
+    key, value = torch.zeros(1, 2, 640, 8).double(), torch.zeros(1, 2, 640, 8).double()
+    value[:, :, :320] = 1.0  # half of the tokens: the mean of each summary is 1/2
+    mixed = mixer(key.repeat(1, 2, 1, 1), key, value)
+    read = 4 * retrieve  # of segments that are all alike, from the first half or the second
+    low, high = (2 * 0.5 / (16 + 2 + read), (2 * 0.5 + read) / (16 + 2 + read))
+    assert ((mixed[:, :, 400:600] > low - 1e-9) & (mixed[:, :, 400:600] < high + 1e-9)).all()
+
+
 def test_maps_start_as_the_identity():
     spec = AttentionSpec(heads=4, kv_heads=2, head_dim=8, value_dim=8, scale=0.4, causal=True)
     operands = {"query": torch.randn(2, 4, 30, 8), "key": torch.randn(2, 2, 30, 8), "value": torch.randn(2, 2, 30, 8)}

@@ -7,6 +7,7 @@ from torch import Tensor
 from remixer.mixers.eager import plain_inference
 from remixer.mixers.long_short.flex import mix_by_blocks, usable
 from remixer.mixers.long_short.in_cache import mix_in_cache
+from remixer.mixers.long_short.in_training import mix_in_training, trainable_by_parts
 from remixer.mixers.long_short.sight import Sight, Tokens
 from remixer.mixers.long_short.tiled_attention import mix_at_once
 
@@ -22,7 +23,9 @@ def mix(
     masked: bool,
     dropout: float,
 ) -> Tensor:
-    """In blocks on a GPU, in cache at inference on a CPU, else all tiles at once: see `mix_at_once`.
+    """In blocks on a GPU; on a CPU in cache at inference, by parts in training; else all tiles at once.
+
+    See `mix_at_once`.
 
     Returns:
         (B, H, T, E).
@@ -31,4 +34,6 @@ def mix(
         return mix_by_blocks(query, keys, values, sight, added, masked=masked)
     if dropout == 0.0 and plain_inference(query, keys.near, values.near):
         return mix_in_cache(query, keys, values, sight, added, offsets, masked=masked)
+    if trainable_by_parts(query, keys, values, sight.spec, offsets, dropout):
+        return mix_in_training(query, keys, values, sight, added, masked=masked)
     return mix_at_once(query, keys, values, sight, added, offsets, masked=masked, dropout=dropout)

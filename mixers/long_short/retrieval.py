@@ -23,6 +23,9 @@ from remixer.mixers.spec import AttentionSpec
 
 # How many bounds' operands are made before they are used, where that is free to choose.
 BOXES_IN_CACHE = 2**22
+# With how many queries and nodes a product takes as long as picking one node's box out: all nodes of a level are
+# bounded, where that is less than to pick out those that are looked at.
+ROWS_FOR_A_BOX = 64
 
 
 @dataclass(frozen=True)
@@ -155,14 +158,23 @@ def search(
         nodes = torch.cat([children, new.expand(B, G, -1, -1)], -1)
         there = torch.cat([there.repeat_interleave(2, -1), fresh.expand(B, G, -1, -1)], -1) & (nodes < size)
         there = there & _outside(nodes, level, first, spec, config)
-        places = start + nodes.clamp(0, size - 1)
-        there = there & (tree.count[0 if one else samples, places] > 0)
-        boxes = tree.boxes[samples, heads, places]  # (B, G, blocks, nodes, 2 D)
-        bounds = (weights @ boxes.transpose(-1, -2)).masked_fill(~asks[..., None], -torch.inf)
-        bounds = bounds.amax(-2).masked_fill(~there, -torch.inf)
+        inside = nodes.clamp(0, size - 1)
+        there = there & (tree.count[0 if one else samples, start + inside] > 0)
+        if not torch.compiler.is_compiling() and rows.shape[3] * size <= ROWS_FOR_A_BOX * nodes.shape[3]:
+            of_all = _largest(weights.flatten(2, 3) @ tree.boxes[:, :, start : start + size].transpose(-1, -2), asks)
+            bounds = of_all.gather(-1, inside)
+        else:
+            boxes = tree.boxes[samples, heads, start + inside]  # (B, G, blocks, nodes, 2 D)
+            bounds = _largest(weights @ boxes.transpose(-1, -2), asks)
+        bounds = bounds.masked_fill(~there, -torch.inf)
         best = bounds.topk(min(retrieve if level == 0 else 2 * retrieve, nodes.shape[-1]))
         kept, there = nodes.gather(-1, best.indices), best.values > -torch.inf
     return kept, there
+
+
+def _largest(bounds: Tensor, asks: Tensor) -> Tensor:
+    """Of the queries of a block that exist, (B, G, blocks, nodes); bounds hold theirs one after the other."""
+    return bounds.view(*asks.shape, -1).masked_fill(~asks[..., None], -torch.inf).amax(-2)
 
 
 def _entering(

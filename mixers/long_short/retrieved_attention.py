@@ -84,8 +84,14 @@ def retrieved(
     if sight.rank and config.counted:
         stood = _stood_for(sight, segments, counted, first, stop)
         fewer = _share_left(sight, stood, served, first, stop, at_least_float32(dtype)).to(dtype)
-    heads = torch.arange(G, device=key.device).view(1, G, 1, 1, 1)
-    return Retrieved(key[sample, heads, token], value[sample, heads, token], bias, fewer)
+    head = torch.arange(G, device=key.device).view(1, G, 1, 1, 1)
+    row = (sample * G + head) * T + token
+    return Retrieved(_picked(key, row), _picked(value, row), bias, fewer)
+
+
+def _picked(tokens: Tensor, row: Tensor) -> Tensor:
+    """Of all rows of (B, G, T, D) these; so their gradients add up without being sorted, as indices of several axes."""
+    return tokens.flatten(0, 2).index_select(0, row.flatten()).unflatten(0, row.shape)
 
 
 def _by_head(offsets: Tensor, ahead: Tensor, spec: AttentionSpec, tokens: int) -> Tensor:
@@ -141,10 +147,9 @@ def attention_with_retrieved(
         (B, G, tiles, groups, length, E), 0 where nothing is seen.
     """
     blocks, columns = far.key.shape[3], key.shape[3]
-    rows = query.unflatten(4, (blocks, -1))  # (B, G, tiles, groups, blocks, size, D)
-    near = query @ key[:, :, :, None].transpose(-1, -2)
-    own = rows.transpose(3, 4) @ far.key[:, :, :, :, None].transpose(-1, -2)
-    scores = torch.cat([near.unflatten(4, (blocks, -1)), own.transpose(3, 4)], -1) * spec.scale
+    near = _times(query, key.transpose(-1, -2)).unflatten(4, (blocks, -1))
+    own = _by_block(query.unflatten(4, (blocks, -1)), far.key.transpose(-1, -2))
+    scores = torch.cat([near, own], -1) * spec.scale  # (B, G, tiles, groups, blocks, size, columns)
     if spec.softcap is not None:
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
     bias = bias.expand(*bias.shape[:4], query.shape[4], -1).unflatten(4, (blocks, -1))
@@ -154,6 +159,15 @@ def attention_with_retrieved(
     weights = torch.softmax(scores.to(at_least_float32(scores.dtype)) + bias, -1)
     weights = weights.masked_fill(~(bias > hidden_score(bias.dtype)).any(-1, keepdim=True), 0.0)
     weights = F.dropout(weights.to(value.dtype), dropout)
-    mixed = weights[..., :columns].flatten(4, 5) @ value[:, :, :, None]
-    own = weights[..., columns:].transpose(3, 4) @ far.value[:, :, :, :, None]
-    return mixed + own.transpose(3, 4).flatten(4, 5)
+    mixed = _times(weights[..., :columns].flatten(4, 5), value)
+    return mixed + _by_block(weights[..., columns:], far.value).flatten(4, 5)
+
+
+def _times(rows: Tensor, columns: Tensor) -> Tensor:
+    """Of all query heads of a key/value head at once: (..., groups, rows, n) times (..., n, m)."""
+    return (rows.flatten(-3, -2) @ columns).unflatten(-2, rows.shape[-3:-1])
+
+
+def _by_block(rows: Tensor, columns: Tensor) -> Tensor:
+    """(B, G, tiles, groups, blocks, size, n) times (B, G, tiles, blocks, n, m)."""
+    return _times(rows.transpose(3, 4), columns).transpose(3, 4)

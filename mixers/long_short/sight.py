@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.eager import plain_inference
+from remixer.mixers.eager import plain_inference, plain_training
 from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.long_short.joint_attention import hidden_score
 from remixer.mixers.long_short.memory import Memory, existing_in_segments
+from remixer.mixers.long_short.overlapping import overlapping
 from remixer.mixers.long_short.sinks import first_existing, gather_tokens
 from remixer.mixers.long_short.summaries import log_share
 from remixer.mixers.long_short.windows import Tiling
@@ -95,6 +96,10 @@ class Sight:
         length, rest = divmod(self.tiling.length, 2)
         if not self.spec.causal or not self.tiling.before or rest or length % self.align or length < LEAST_HALF:
             return self
+        return self.in_tiles_of(length)
+
+    def in_tiles_of(self, length: int) -> Sight:
+        """The same in tiles of another length; for causal queries, whose windows are their own."""
         return replace(self, tiling=replace(self.tiling, length=length))
 
     def bias(self, first: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -156,9 +161,13 @@ class Sight:
 
     def joined(self, tokens: Tokens, first: int, stop: int) -> Tensor:
         """Keys or values of all columns, (B, G, tiles, columns, D)."""
-        parts = [part.expand(-1, -1, stop - first, -1, -1) for part in self._far_parts(tokens, first, stop)]
-        parts.append(self.tiling.keys(tokens.near, first, stop))
+        parts = self.in_parts(tokens, first, stop)
         return torch.cat(parts, 3) if len(parts) > 1 else parts[0]
+
+    def in_parts(self, tokens: Tokens, first: int, stop: int) -> list[Tensor]:
+        """Summaries and sinks, as far as there are any, and the window: (B, G, tiles, columns, D) each."""
+        parts = [part.expand(-1, -1, stop - first, -1, -1) for part in self._far_parts(tokens, first, stop)]
+        return [*parts, self.tiling.keys(tokens.near, first, stop)]
 
     def far_in_parts(self, tokens: Tokens, first: int, stop: int) -> list[Tensor]:
         """All columns but the window, not repeated where tiles share them: (B, G, tiles or 1, columns, D) each."""
@@ -179,16 +188,14 @@ class Sight:
     def _seen_summaries(self, far: Tensor, first: int, stop: int) -> Tensor:
         """Of (B, G, nodes * rank, D) what each tile holds, (B, G, tiles, columns, D)."""
         config, length = self.config, self.tiling.length
-        if not isinstance(config.memory, int) or length % config.segment or not plain_inference(far):
+        traced = not (plain_inference(far) or plain_training(far))
+        if not isinstance(config.memory, int) or length % config.segment or traced:
             places = self.memory.places(self.nodes(first, stop))
             return far.unflatten(2, (-1, self.rank))[:, :, places].flatten(3, 4)
         # From tile to tile the same number of nodes further on: a view.
         start = (first * length - config.window + 1) // self.align * self.align // config.segment - config.memory
         step, columns = length // config.segment, self.summaries // self.rank
-        end = start + (stop - first - 1) * step + columns
-        run = F.pad(far[:, :, : max(end, 0) * self.rank], (0, 0, -start * self.rank, 0))
-        run = F.pad(run, (0, 0, 0, (end - start) * self.rank - run.shape[2]))
-        return run.unfold(2, columns * self.rank, step * self.rank).transpose(3, 4)
+        return overlapping(far, start * self.rank, columns * self.rank, step * self.rank, stop - first)
 
     @property
     def memory(self) -> Memory:
@@ -299,7 +306,7 @@ def _patches_without_padding(
     tokens, sinks, rank, align, length = kind
     exist = torch.ones(1, tokens, dtype=torch.bool)
     sight = Sight.of(spec, config, exist, sinks, rank, align)
-    bias = replace(sight, tiling=replace(sight.tiling, length=length)).bias(*run, dtype)
+    bias = sight.in_tiles_of(length).bias(*run, dtype)
     used = bias.ne(0.0).flatten(3, 4).any(3)[0, 0]  # (tiles, columns)
     most = 2 * used.sum(0) > len(used)
     patches = [Patch(slice(None), columns, bias[..., columns]) for columns in _runs(most)]

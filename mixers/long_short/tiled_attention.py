@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.eager import plain_inference
+from remixer.mixers.eager import plain_inference, plain_training
 from remixer.mixers.long_short.joint_attention import hidden_score, joint_attention
 from remixer.mixers.long_short.offset_columns import joined_columns
 from remixer.mixers.long_short.retrieval import Chosen
@@ -14,8 +14,8 @@ from remixer.mixers.long_short.retrieved_attention import attention_with_retriev
 from remixer.mixers.long_short.sight import Sight, Tokens
 from remixer.mixers.spec import AttentionSpec
 
-# How many scores are made before they are used, where that is free to choose.
-SCORES_IN_CACHE = 2**22
+# How many scores, or entries of chosen keys, are made before they are used, where that is free to choose.
+ENTRIES_IN_CACHE = 2**22
 
 
 def mix_at_once(
@@ -78,12 +78,14 @@ def mix_with_retrieved(
     *,
     dropout: float,
 ) -> Tensor:
-    """`mix_at_once` with the chosen far segments; where nothing is differentiated, a run of tiles at a time."""
+    """`mix_at_once` with the chosen far segments; on a CPU a run of tiles at a time, where nobody traces it."""
     spec, tiling, (B, _, T, _) = sight.spec, sight.tiling, query.shape
     tiles = most = tiling.count(T)
-    if plain_inference(query, keys.near, values.near):
-        width = sight.width + sight.config.retrieve * sight.config.segment
-        most = max(1, SCORES_IN_CACHE // (B * spec.heads * tiling.length * width))
+    if plain_inference(query, keys.near, values.near) or plain_training(query, keys.near, values.near):
+        chosen_tokens = sight.config.retrieve * sight.config.segment
+        scores = spec.heads * tiling.length * (sight.width + chosen_tokens)
+        picked = spec.kv_heads * tiling.length // sight.config.retrieve_block * chosen_tokens * spec.head_dim
+        most = max(1, ENTRIES_IN_CACHE // (B * max(scores, picked)))
     runs = []
     for first, stop in tiling.runs(T, most) if most < tiles else [(0, tiles)]:
         far = retrieved(chosen, keys.near, values.near, sight, offsets, first, stop)

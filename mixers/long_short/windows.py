@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.eager import plain_inference
+from remixer.mixers.eager import plain_inference, plain_training
+from remixer.mixers.long_short.overlapping import overlapping
 from remixer.mixers.workspace import workspace
 
 
@@ -51,6 +52,8 @@ class Tiling:
     def keys(self, tokens: Tensor, first: int, stop: int) -> Tensor:
         """(B, G, T, D) to (B, G, tiles, span, D), a view of overlapping tiles."""
         T, start, end = tokens.shape[2], first * self.length - self.before, stop * self.length + self.after
+        if plain_training(tokens):
+            return overlapping(tokens, start, self.span, self.length, stop - first)
         run = F.pad(tokens, (0, 0, -start, end - T))
         return run.unfold(2, self.span, self.length).transpose(3, 4)
 

@@ -23,8 +23,8 @@ from remixer.mixers.spec import AttentionSpec
 
 # How many bounds' operands are made before they are used, where that is free to choose.
 BOXES_IN_CACHE = 2**22
-# With how many queries and nodes a product takes as long as picking one node's box out: all nodes of a level are
-# bounded, where that is less than to pick out those that are looked at.
+# All nodes of a level are bounded by one product where that multiplies at most so many of a block's queries and nodes
+# for every box that would have to be picked out instead.
 ROWS_FOR_A_BOX = 64
 
 

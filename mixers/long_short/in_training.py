@@ -7,7 +7,7 @@ from torch import Tensor
 
 from remixer.mixers.eager import plain_training
 from remixer.mixers.long_short.attention_by_parts import Columns, attention_by_parts
-from remixer.mixers.long_short.joint_attention import hidden_score
+from remixer.mixers.long_short.joint_attention import silenced
 from remixer.mixers.long_short.sight import Sight, Tokens
 from remixer.mixers.long_short.whole import Whole, kept
 from remixer.mixers.spec import AttentionSpec
@@ -46,7 +46,7 @@ def mix_in_training(
     parts.reverse()  # what is added is added to summaries, the last part
     mixed = attention_by_parts(tiling.queries(query, spec.groups, 0, tiles), parts, added, spec.scale)
     if masked:
-        mixed = mixed.masked_fill(~(bias > hidden_score(bias.dtype)).any(-1, keepdim=True), 0.0)
+        mixed = silenced(mixed, bias)
     return tiling.untiled(mixed, T)
 
 

@@ -21,6 +21,11 @@ def hidden_score(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 2
 
 
+def silenced(mixed: Tensor, bias: Tensor) -> Tensor:
+    """0 where a row of the bias hides every column."""
+    return mixed.masked_fill(~(bias > hidden_score(bias.dtype)).any(-1, keepdim=True), 0.0)
+
+
 def joint_attention(
     query: Tensor,
     key: Tensor,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.long_short.joint_attention import hidden_score
+from remixer.mixers.long_short.joint_attention import hidden_score, silenced
 from remixer.mixers.long_short.retrieval import Chosen
 from remixer.mixers.long_short.sight import Sight
 from remixer.mixers.offset_bias import existing_places
@@ -157,8 +157,7 @@ def attention_with_retrieved(
         bias = bias + F.pad(far.fewer, (0, columns - far.fewer.shape[-1]))
     bias = F.pad(bias, (0, far.bias.shape[-1])) + F.pad(far.bias, (columns, 0))
     weights = torch.softmax(scores.to(at_least_float32(scores.dtype)) + bias, -1)
-    weights = weights.masked_fill(~(bias > hidden_score(bias.dtype)).any(-1, keepdim=True), 0.0)
-    weights = F.dropout(weights.to(value.dtype), dropout)
+    weights = F.dropout(silenced(weights, bias).to(value.dtype), dropout)
     mixed = _times(weights[..., :columns].flatten(4, 5), value)
     return mixed + _by_block(weights[..., columns:], far.value).flatten(4, 5)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.eager import plain_inference, plain_training
-from remixer.mixers.long_short.joint_attention import hidden_score, joint_attention
+from remixer.mixers.long_short.joint_attention import joint_attention, silenced
 from remixer.mixers.long_short.offset_columns import joined_columns
 from remixer.mixers.long_short.retrieval import Chosen
 from remixer.mixers.long_short.retrieved_attention import attention_with_retrieved, retrieved
@@ -59,7 +59,7 @@ def mix_at_once(
         dropout,
     )
     mixed = mixed.unflatten(0, (B, tiles)).unflatten(2, (spec.kv_heads, -1)).transpose(1, 2)
-    return tiling.untiled(_silenced(mixed, base) if masked else mixed, T)
+    return tiling.untiled(silenced(mixed, base) if masked else mixed, T)
 
 
 def _by_tile(rows: Tensor) -> Tensor:
@@ -112,8 +112,3 @@ def _whole_bias(
 def _by_group(added: Tensor, spec: AttentionSpec) -> Tensor:
     """(H,) to (1, G, 1, groups, 1, 1)."""
     return added.view(1, spec.kv_heads, 1, spec.groups, 1, 1)
-
-
-def _silenced(mixed: Tensor, bias: Tensor) -> Tensor:
-    """0 where a row of the bias hides every column."""
-    return mixed.masked_fill(~(bias > hidden_score(bias.dtype)).any(-1, keepdim=True), 0.0)

@@ -12,7 +12,7 @@ def plain_inference(*tensors: Tensor) -> bool:
     Only then do mixers loop over heads so that what lies between stays in cache, write in place and keep
     results: a graph would be unrolled by the loops, and autograd has to keep every intermediate anyway.
     """
-    return not torch.is_grad_enabled() and _plain(*tensors)
+    return not torch.is_grad_enabled() and plain(*tensors)
 
 
 def plain_training(*tensors: Tensor) -> bool:
@@ -20,7 +20,7 @@ def plain_training(*tensors: Tensor) -> bool:
 
     Only then do mixers bring gradients of their own.
     """
-    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors) and _plain(*tensors)
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors) and plain(*tensors)
 
 
 def unobserved(*tensors: Tensor) -> bool:
@@ -35,10 +35,11 @@ def unobserved(*tensors: Tensor) -> bool:
 
 def all_exist(padding: Tensor | None) -> bool:
     """Whether no token is missing; asked only where that is free: on a CPU, of a mask that nobody traces."""
-    return padding is None or (_plain(padding) and bool(padding.all()))
+    return padding is None or (plain(padding) and bool(padding.all()))
 
 
-def _plain(*tensors: Tensor) -> bool:
+def plain(*tensors: Tensor) -> bool:
+    """Whether these are ordinary CPU tensors that nobody traces, exports or maps over; autograd may be at work."""
     return untraced(*tensors) and all(tensor.device.type == "cpu" for tensor in tensors)
 
 

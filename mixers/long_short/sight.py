@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.eager import plain_inference, plain_training
+from remixer.mixers.eager import plain
 from remixer.mixers.long_short.config import LongShort
 from remixer.mixers.long_short.joint_attention import hidden_score
 from remixer.mixers.long_short.memory import Memory, existing_in_segments
@@ -188,8 +188,7 @@ class Sight:
     def _seen_summaries(self, far: Tensor, first: int, stop: int) -> Tensor:
         """Of (B, G, nodes * rank, D) what each tile holds, (B, G, tiles, columns, D)."""
         config, length = self.config, self.tiling.length
-        traced = not (plain_inference(far) or plain_training(far))
-        if not isinstance(config.memory, int) or length % config.segment or traced:
+        if not isinstance(config.memory, int) or length % config.segment or not plain(far):
             places = self.memory.places(self.nodes(first, stop))
             return far.unflatten(2, (-1, self.rank))[:, :, places].flatten(3, 4)
         # From tile to tile the same number of nodes further on: a view.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.eager import plain_inference, plain_training
+from remixer.mixers.eager import plain
 from remixer.mixers.long_short.joint_attention import joint_attention, silenced
 from remixer.mixers.long_short.offset_columns import joined_columns
 from remixer.mixers.long_short.retrieval import Chosen
@@ -81,7 +81,7 @@ def mix_with_retrieved(
     """`mix_at_once` with the chosen far segments; on a CPU a run of tiles at a time, where nobody traces it."""
     spec, tiling, (B, _, T, _) = sight.spec, sight.tiling, query.shape
     tiles = most = tiling.count(T)
-    if plain_inference(query, keys.near, values.near) or plain_training(query, keys.near, values.near):
+    if plain(query, keys.near, values.near):
         chosen_tokens = sight.config.retrieve * sight.config.segment
         scores = spec.heads * tiling.length * (sight.width + chosen_tokens)
         picked = spec.kv_heads * tiling.length // sight.config.retrieve_block * chosen_tokens * spec.head_dim

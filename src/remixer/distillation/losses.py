@@ -13,7 +13,11 @@ from remixer.distillation.errors import TransferError
 from remixer.rewrite.elsewhere import is_mask
 
 Loss = Callable[[Any, Any, Tensor | None], Tensor]
-AT_ONCE = 2**24  # logits whose softmax is made in one piece
+# Logits whose softmax is made in one piece: on a GPU, and where what lies between should stay in cache.
+AT_ONCE, IN_CACHE = 2**24, 2**19
+# The logarithm of probabilities that all count as this one. CPUs take many times as long for numbers below 1e-38,
+# which most of a vocabulary's would be, and their gradients.
+NEGLIGIBLE = -40.0
 
 
 def loss_of(kind: str | Loss) -> Loss:
@@ -117,15 +121,15 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, given: Tensor, right: Tensor, shares: Tensor) -> Tensor:
-        rows = max(1, AT_ONCE // given.shape[-1])
+        rows = max(1, (IN_CACHE if given.device.type == "cpu" else AT_ONCE) // given.shape[-1])
         total = given.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(given)
         for start in range(0, len(given), rows):
             part = slice(start, start + rows)
             log_given, log_right = (torch.log_softmax(each[part].float(), -1) for each in (given, right))
-            weights = log_right.exp()
-            total += ((weights * (log_right - log_given)).sum(-1) * shares[part]).sum()
-            gradient[part] = (log_given.exp() - weights) * shares[part, None]
+            likely, weights = (each.clamp(min=NEGLIGIBLE).exp_() for each in (log_given, log_right))
+            total += ((weights * log_right.sub_(log_given)).sum(-1) * shares[part]).sum()
+            gradient[part] = likely.sub_(weights).mul_(shares[part, None])
         ctx.save_for_backward(gradient)
         return total
 

@@ -18,6 +18,7 @@ AT_ONCE, IN_CACHE = 2**24, 2**19
 # The logarithm of probabilities that all count as this one. CPUs take many times as long for numbers below 1e-38,
 # which most of a vocabulary's would be, and their gradients.
 NEGLIGIBLE = -40.0
+FASTER = 8.0  # see `pace`
 
 
 def loss_of(kind: str | Loss) -> Loss:
@@ -81,6 +82,15 @@ def mean_cosine(outputs: Any, wanted: Any, exist: Tensor | None) -> Tensor:
     weights = given.new_ones(given.shape[:2]) if exist is None else exist.to(given.dtype)
     pooled, wished = (torch.einsum("btc,bt->bc", each, weights).float() for each in (given, right))
     return (1.0 - torch.cosine_similarity(pooled, wished, dim=-1)).mean() + cosine([given], [right], exist)
+
+
+def pace(loss: Loss, outputs: Any) -> float:
+    """How many times as fast as by logits one learns by this loss: whole states say more than the next token does.
+
+    On MiniLM, six Toeplitz sites: after 120 steps 12 times was better than 6, that than 3, and that than 1.
+    """
+    cosines = loss in (cosine, mean_cosine) or (loss is fitting and fitting_name(outputs) == "states")
+    return FASTER if cosines else 1.0
 
 
 LOSSES: dict[str, Loss] = {"auto": fitting, "logits": divergence, "states": cosine, "mean": mean_cosine}

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from remixer.distillation.errors import TransferError
-from remixer.distillation.losses import Loss, existing
+from remixer.distillation.losses import Loss, existing, pace
 from remixer.distillation.low_rank import Adapters
 from remixer.distillation.stage import Stage
 from remixer.mixers.precision import at_least_float32
@@ -39,6 +39,7 @@ class OutputStage(Stage):
         sites = list(sites)
         names = dict.fromkeys(name for site in sites for name in projections(site, remixed)) if rank else {}
         self.adapters = Adapters(remixed, names, rank, seed)
+        self._pace = 1.0
         self._mixers = {site.name: site.mixer for site in sites}
         # Of lower precision than float32, copies in float32 are trained: small steps would be rounded away.
         self._masters: dict[str, nn.Parameter] = {}
@@ -66,8 +67,8 @@ class OutputStage(Stage):
         return OWN * self._mixers[site].learning_rate(name.removeprefix(f"{site}."))
 
     def factor(self, progress: float, step: int) -> float:
-        """See Stage.factor: a straight line to zero after a few steps of warming up."""
-        return min(1.0, (step + 1) / WARM_UP) * max(0.0, 1.0 - progress)
+        """See Stage.factor: a straight line to zero after a few steps of warming up, by the loss's pace."""
+        return self._pace * min(1.0, (step + 1) / WARM_UP) * max(0.0, 1.0 - progress)
 
     def learn(self, call: Call) -> dict[str, float]:
         """See Stage.learn."""
@@ -98,6 +99,7 @@ class OutputStage(Stage):
         args, kwargs = call
         with torch.no_grad():
             wanted = self.original(*args, **kwargs)
+        self._pace = pace(self.loss, wanted)
         lowered = {path: each.to(self.remixed.get_parameter(path).dtype) for path, each in self._masters.items()}
         given: Any = functional_call(self.remixed, {**self.adapters.adapted(), **lowered}, args, kwargs)
         return self.loss(given, wanted, existing(call))

@@ -55,3 +55,19 @@ def test_low_precision_and_rows_of_one_token():
     assert found.dtype == torch.float32
     assert given.grad.dtype == torch.bfloat16
     torch.testing.assert_close(found, plain_divergence(given.float(), right.float(), torch.ones(1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "faster"),
+    [
+        ("auto", "logits", False),
+        ("auto", "last_hidden_state", True),
+        ("logits", "", False),
+        ("states", "", True),
+        ("mean", "", True),
+        (lambda outputs, wanted, exist: outputs.sum(), "last_hidden_state", False),
+    ],
+)
+def test_states_teach_faster_than_logits_and_unknown_losses(loss, name, faster):
+    outputs = {name: torch.ones(1, 1, 1)}
+    assert (losses.pace(losses.loss_of(loss), outputs) > 1.0) == faster

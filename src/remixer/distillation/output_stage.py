@@ -22,18 +22,36 @@ from remixer.rewrite.program import Program
 
 WARM_UP = 5
 ADAPTERS, OWN = 4e-4, 0.4  # learning rate of adapters; of mixers, as a share of what they learn with at their sites
+TABLES = 3e-3  # of tables, as a share of the root of their mean square
+TABLE = "table of positions: "  # in the names of parameters, where no site's name can begin like that
 
 
 class OutputStage(Stage):
-    """The mixers, and low-rank adapters on the projections around them, are trained end to end.
+    """The mixers, low-rank adapters on the projections around them, and stretched tables are trained end to end.
 
-    The model's own weights don't move until `settle` merges the adapters.
+    The model's other weights don't move until `settle` merges the adapters.
+
+    Args:
+        original: the teacher.
+        remixed: the model that learns.
+        sites: whose mixers do.
+        loss: of the outputs.
+        rank: of the adapters; 0 for none.
+        seed: of the adapters' start.
+        tables: names of parameters that are trained as they are: of positions, stretched by interpolation.
     """
 
     name = "outputs"
 
     def __init__(
-        self, original: Program, remixed: Remixed, sites: Iterable[Site], loss: Loss, rank: int, seed: int
+        self,
+        original: Program,
+        remixed: Remixed,
+        sites: Iterable[Site],
+        loss: Loss,
+        rank: int,
+        seed: int,
+        tables: Iterable[str] = (),
     ) -> None:
         self.original, self.remixed, self.loss = original.graph_module, remixed, loss
         sites = list(sites)
@@ -43,26 +61,32 @@ class OutputStage(Stage):
         self._mixers = {site.name: site.mixer for site in sites}
         # Of lower precision than float32, copies in float32 are trained: small steps would be rounded away.
         self._masters: dict[str, nn.Parameter] = {}
-        mixers: dict[str, nn.Parameter] = {}
-        for site in sites:
-            for name, parameter in site.mixer.named_parameters():
-                mixers[f"{site.name}.{name}"] = parameter
-                if parameter.dtype != at_least_float32(parameter.dtype):
-                    master = nn.Parameter(parameter.detach().float())
-                    self._masters[f"{site.node.target}.{name}"] = mixers[f"{site.name}.{name}"] = master
-        self.parameters = {**mixers, **{f"adapters.{name}": each for name, each in self.adapters.named_parameters()}}
+        own = [
+            (f"{site.name}.{name}", f"{site.node.target}.{name}", parameter)
+            for site in sites
+            for name, parameter in site.mixer.named_parameters()
+        ]
+        own += [(f"{TABLE}{name}", name, remixed.get_parameter(name)) for name in tables]
+        trained: dict[str, nn.Parameter] = {}
+        for name, path, parameter in own:
+            trained[name] = parameter
+            if parameter.dtype != at_least_float32(parameter.dtype):
+                self._masters[path] = trained[name] = nn.Parameter(parameter.detach().float())
+        self.parameters = {**trained, **{f"adapters.{name}": each for name, each in self.adapters.named_parameters()}}
         self.groups = {"outputs": tuple(self.parameters)}
         if not self.parameters:
             raise TransferError("there is nothing to train: no mixer has parameters, and rank=0 asks for no adapters")
         self._required = {id(each): each.requires_grad for each in remixed.parameters()}
-        trained = {id(each) for each in mixers.values()}
+        moving = {id(each) for each in trained.values()}
         for parameter in remixed.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
+            parameter.requires_grad_(id(parameter) in moving)
 
     def rate(self, name: str) -> float:
         """See Stage.rate."""
         if name.startswith("adapters."):
             return ADAPTERS
+        if name.startswith(TABLE):
+            return TABLES * float(self.parameters[name].detach().square().mean().sqrt())
         site = next(site for site in self._mixers if name.startswith(f"{site}."))
         return OWN * self._mixers[site].learning_rate(name.removeprefix(f"{site}."))
 

@@ -19,6 +19,7 @@ from remixer.distillation.progress import shown
 from remixer.distillation.stage import Stage
 from remixer.distillation.training import Rules, train
 from remixer.distillation.transfer_report import StageReport, TransferReport
+from remixer.passes.original import Original
 from remixer.passes.sites import Site, sites_of
 from remixer.remixed import Remixed
 from remixer.rewrite.agreement import mode
@@ -54,7 +55,8 @@ def transfer(
     First closed-form starts, then two stages. "attention": the original runs, and beside each of its attentions the
     mixer learns to give the same; all sites in one pass, only the mixers' own parameters move. "outputs": the rewritten
     model as a whole learns to give the original's outputs; low-rank adapters on the projections around the mixers
-    are trained too, and merged in the end. Dropout is off throughout.
+    are trained too, and merged in the end. So are tables of positions that were stretched by interpolation.
+    Dropout is off throughout.
 
     With `steps`, everything is decided by the data and the seed. With `minutes`, the machine's pace decides how many
     steps there are.
@@ -130,7 +132,7 @@ def transfer(
                 if not kept.of(name).step:
                     stage.start(calls(data, original, device), STARTS)
             else:
-                stage = OutputStage(original, remixed, sites, chosen, rank, seed)
+                stage = OutputStage(original, remixed, sites, chosen, rank, seed, _stretched(remixed, original))
             reports.append(run_stage(stage, batches, rules, kept, held, progress=progress))
     report = TransferReport(tuple(reports))
     remixed.meta["transfers"] = (*remixed.transfers, report)
@@ -166,6 +168,18 @@ def _original(remixed: nn.Module) -> Program:
             "after remix, or before, save it with original=True"
         )
     return original
+
+
+def _stretched(remixed: Remixed, original: Program) -> list[str]:
+    """Tables of positions that were made longer, and hold other rows than the original, which repeats its own."""
+    made_from: Original = remixed.meta["original"]
+    before, repeated = (dict(each.graph_module.named_parameters()) for each in (made_from.swept, original))
+    longer = {
+        name: table
+        for name, table in remixed.named_parameters()
+        if name in before and table.shape != before[name].shape
+    }
+    return [name for name, table in longer.items() if not torch.equal(table, repeated[name])]
 
 
 def _checked(

@@ -322,3 +322,21 @@ def test_data_may_be_as_long_as_the_rewritten_model_takes():
     short = remixer.remix(Table().eval(), LongShort(window=4), data[0])
     with pytest.raises(TransferError, match="has 70 in dim 1 of ids, longer than the 30 that the model takes"):
         remixer.transfer(short, data, steps=8, progress=False)
+
+
+@pytest.mark.parametrize(("positions", "learned"), [("interpolate", True), ("repeat", False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_stretched_by_interpolation_are_learned(positions, learned, dtype):
+    torch.manual_seed(0)
+    model = Table().eval().to(dtype)
+    data = [{"ids": torch.randint(0, 50, (4, tokens))} for tokens in (20, 30, 9)]
+    small = remixer.remix(model, LongShort(window=64), data[0], max_length=100, positions=positions)
+    before = small.get_parameter("places.weight").detach().clone()
+    names = {name: each.detach().clone() for name, each in small.named_parameters() if name != "places.weight"}
+    report = remixer.transfer(small, data, steps=60, stages=["outputs"], rank=0, progress=False)
+    assert torch.equal(small.get_parameter("places.weight"), before) != learned
+    assert all(torch.equal(small.get_parameter(name), each) for name, each in names.items() if "mixer" not in name)
+    assert small.get_parameter("places.weight").requires_grad
+    if learned and dtype == torch.float32:
+        losses = report.stages[0].losses["outputs"]
+        assert sum(losses[-3:]) < 0.8 * sum(losses[:3])

@@ -15,7 +15,7 @@ from remixer.mixers.base import Mixer
 from remixer.mixers.frequency_toeplitz import FrequencyToeplitzMixer
 from remixer.mixers.long_short.mixer import LongShortMixer
 from remixer.mixers.toeplitz import ToeplitzMixer
-from remixer.rewrite.program import Program
+from remixer.rewrite.program import Program, shape_of
 
 
 def lower_mixers(program: Program, *, steps: bool = False) -> Program:
@@ -34,17 +34,17 @@ def lower_mixers(program: Program, *, steps: bool = False) -> Program:
         mixer = module.get_submodule(str(node.target))
         if isinstance(mixer, Mixer):
             lower = (_STEPPING if steps else _LOWERED).get(type(mixer))
-            module.set_submodule(str(node.target), mixer if lower is None else lower(mixer, node))
+            module.set_submodule(str(node.target), mixer if lower is None else lower(mixer, node, lowered))
     module.eval()
     return lowered
 
 
-def _toeplitz(mixer: Mixer, node: fx.Node) -> nn.Module:
+def _toeplitz(mixer: Mixer, node: fx.Node, program: Program) -> nn.Module:
     assert isinstance(mixer, ToeplitzMixer)
-    return LoweredToeplitz(mixer, _fixed_length(node))
+    return LoweredToeplitz(mixer, _fixed_length(node), _greatest_length(node, program))
 
 
-def _frequency_toeplitz(mixer: Mixer, node: fx.Node) -> nn.Module:
+def _frequency_toeplitz(mixer: Mixer, node: fx.Node, program: Program) -> nn.Module:
     assert isinstance(mixer, FrequencyToeplitzMixer)
     tokens = _fixed_length(node)
     if tokens is None:
@@ -56,7 +56,7 @@ def _frequency_toeplitz(mixer: Mixer, node: fx.Node) -> nn.Module:
     return LoweredToeplitz(mixer, tokens)
 
 
-def _long_short(mixer: Mixer, node: fx.Node) -> nn.Module:
+def _long_short(mixer: Mixer, node: fx.Node, program: Program) -> nn.Module:
     assert isinstance(mixer, LongShortMixer)
     return LoweredLongShort.of(mixer)
 
@@ -68,19 +68,26 @@ def _fixed_length(node: fx.Node) -> int | None:
     return tokens if isinstance(tokens, int) else None
 
 
-_LOWERED: dict[type[Mixer], Callable[[Mixer, fx.Node], nn.Module]] = {
+def _greatest_length(node: fx.Node, program: Program) -> int | None:
+    """How many tokens a mixer sees at most, or None if nothing limits that."""
+    shape = shape_of(node)
+    limit = program.limits.get(shape[2]) if shape is not None else None
+    return None if limit is None else limit[1]
+
+
+_LOWERED: dict[type[Mixer], Callable[[Mixer, fx.Node, Program], nn.Module]] = {
     ToeplitzMixer: _toeplitz,
     FrequencyToeplitzMixer: _frequency_toeplitz,
     LongShortMixer: _long_short,
 }
 
 
-def _cached_toeplitz(mixer: Mixer, node: fx.Node) -> nn.Module:
+def _cached_toeplitz(mixer: Mixer, node: fx.Node, program: Program) -> nn.Module:
     assert isinstance(mixer, ToeplitzMixer)
     return CachedToeplitz.of(mixer)
 
 
-def _stepping_long_short(mixer: Mixer, node: fx.Node) -> nn.Module:
+def _stepping_long_short(mixer: Mixer, node: fx.Node, program: Program) -> nn.Module:
     assert isinstance(mixer, LongShortMixer)
     if mixer.retrieve:
         raise ExportError(
@@ -90,14 +97,14 @@ def _stepping_long_short(mixer: Mixer, node: fx.Node) -> nn.Module:
     return LoweredLongShort.of(mixer)
 
 
-def _no_steps(mixer: Mixer, node: fx.Node) -> nn.Module:
+def _no_steps(mixer: Mixer, node: fx.Node, program: Program) -> nn.Module:
     raise ExportError(
         f"cannot export {node.target} token by token: the coefficients of 'frequency_toeplitz' depend on the length, "
         "and so does what it gives for the first tokens. Replace this attention by 'toeplitz'"
     )
 
 
-_STEPPING: dict[type[Mixer], Callable[[Mixer, fx.Node], nn.Module]] = {
+_STEPPING: dict[type[Mixer], Callable[[Mixer, fx.Node, Program], nn.Module]] = {
     ToeplitzMixer: _cached_toeplitz,
     FrequencyToeplitzMixer: _no_steps,
     LongShortMixer: _stepping_long_short,

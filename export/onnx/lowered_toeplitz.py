@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remixer.export.onnx.block_transform import (
-    ROWS,
     Factors,
     by_rows,
     columns_for,
     factors,
     inverse,
     product,
+    rows_for,
     transform,
 )
 from remixer.mixers.key_weights import weighed
@@ -28,22 +28,23 @@ class LoweredToeplitz(nn.Module):
     Args:
         mixer: is read, and its encoder, gate and key weights are shared.
         tokens: the length, where it is fixed: what depends on it alone is then computed here, once.
+        most: else the greatest length, if that is known.
     """
 
-    def __init__(self, mixer: ToeplitzOperator, tokens: int | None) -> None:
+    def __init__(self, mixer: ToeplitzOperator, tokens: int | None, most: int | None = None) -> None:
         super().__init__()
         self.spec, self.normalise, self.gates = mixer.spec, mixer.normalise, mixer.config.gate
         self.gate, self.key_weights = mixer.gate, mixer.key_weights
         self.mixer = mixer if tokens is None else None
-        down, up = by_rows(mixer.encoder.dtype)
+        self.rows = rows_for(most if tokens is None else tokens)
+        down, up = by_rows(self.rows, mixer.encoder.dtype)
         self.register_buffer("down", down, persistent=False)
         self.register_buffer("up", up, persistent=False)
         if tokens is None:
             return
         with torch.no_grad():
             coefficients = mixer.coefficients(tokens)
-            turns = factors(columns_for(tokens), down, up)
-            self.register_buffer("twiddle", turns.twiddle, persistent=False)
+            turns = factors(columns_for(tokens, self.rows), down, up)
             self.register_buffer("across", turns.across, persistent=False)
             spectrum = _spectrum(coefficients, turns, tokens, self.spec.causal)
             self.register_buffer("spectrum", spectrum, persistent=False)
@@ -74,7 +75,7 @@ class LoweredToeplitz(nn.Module):
                 sums, itself = self.get_buffer("sums"), self.get_buffer("itself")
         else:
             coefficients = self.mixer.coefficients(T)
-            turns = factors(columns_for(T), self.get_buffer("down"), self.get_buffer("up"))
+            turns = factors(columns_for(T, self.rows), self.get_buffer("down"), self.get_buffer("up"))
             spectrum = _spectrum(coefficients, turns, T, causal)
             if self.normalise:
                 sums, itself = (each.transpose(1, 2) for each in row_sums(coefficients, causal))
@@ -93,7 +94,7 @@ class LoweredToeplitz(nn.Module):
 def _times(spectrum: Tensor, values: Tensor, turns: Factors) -> Tensor:
     """The Toeplitz matrices of a spectrum times values (B, G or 1, T, E or 1): (B, H, T, E)."""
     G, T = values.shape[1:3]
-    filled = F.pad(values, (0, 0, 0, ROWS // 2 * turns.columns - T))
+    filled = F.pad(values, (0, 0, 0, turns.rows // 2 * turns.columns - T))
     of_values = transform(filled, turns)[:, :, None]  # (B, G, 1, kept, 2, columns, E)
     both = product(of_values, spectrum.unflatten(0, (G, -1))).flatten(1, 2)
     return inverse(both, turns)[:, :, :T]
@@ -102,7 +103,7 @@ def _times(spectrum: Tensor, values: Tensor, turns: Factors) -> Tensor:
 def _spectrum(coefficients: Tensor, turns: Factors, tokens: int, causal: bool) -> Tensor:
     """Of coefficients (H, E or 1, offsets): (H, kept, 2, columns, E or 1)."""
     middle = 0 if causal else tokens - 1
-    missing = ROWS * turns.columns - coefficients.shape[-1]
+    missing = turns.rows * turns.columns - coefficients.shape[-1]
     circular = F.pad(coefficients[..., middle:], (0, missing))  # those of keys to come stand at the end
     if not causal:
         circular = torch.cat([circular, coefficients[..., :middle]], -1)

@@ -4,42 +4,46 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from remixer.export.onnx.block_transform import ROWS, by_rows, columns_for, inverse, product, transform
+from remixer.export.onnx.block_transform import by_rows, columns_for, inverse, product, rows_for, transform
 from remixer.export.onnx.block_transform import factors as factors_of
 from remixer.testing import assert_close
 
 LENGTHS = [1, 2, 63, 64, 65, 200, 1000]
+OF_SO_MANY_LINES = pytest.mark.parametrize("lines", [128, 256, 512])
 
 
-def factors(columns, like):
-    return factors_of(columns, *by_rows(like.dtype))
+def factors(columns, like, lines):
+    return factors_of(columns, *by_rows(lines, like.dtype))
 
 
-def spectrum(sequences, columns):
+def spectrum(sequences, columns, lines):
     """What `transform` gives, by torch.fft, complex: frequency f + rows * c at [f, c]."""
-    whole = torch.fft.fft(F.pad(sequences, (0, 0, 0, ROWS * columns - sequences.shape[-2])), dim=-2)
-    index = torch.arange(ROWS // 2 + 1)[:, None] + ROWS * torch.arange(columns)
+    whole = torch.fft.fft(F.pad(sequences, (0, 0, 0, lines * columns - sequences.shape[-2])), dim=-2)
+    index = torch.arange(lines // 2 + 1)[:, None] + lines * torch.arange(columns)
     return whole[..., index, :]
 
 
 @pytest.mark.parametrize("T", LENGTHS)
-@pytest.mark.parametrize("rows", [ROWS // 2, ROWS])
-def test_transform_is_the_fourier_transform(T, rows):
+@pytest.mark.parametrize("half", [False, True])
+@OF_SO_MANY_LINES
+def test_transform_is_the_fourier_transform(T, half, lines):
     torch.manual_seed(T)
-    columns = columns_for(T)
+    columns, rows = columns_for(T, lines), lines // 2 if half else lines
     sequences = torch.randn(2, 3, rows * columns, 4, dtype=torch.float64)
-    real, imaginary = transform(sequences, factors(columns, sequences)).unbind(-3)
-    assert_close(torch.view_as_real(torch.complex(real, imaginary)), torch.view_as_real(spectrum(sequences, columns)))
+    real, imaginary = transform(sequences, factors(columns, sequences, lines)).unbind(-3)
+    expected = spectrum(sequences, columns, lines)
+    assert_close(torch.view_as_real(torch.complex(real, imaginary)), torch.view_as_real(expected))
 
 
 @pytest.mark.parametrize("T", LENGTHS)
-def test_a_product_of_transforms_is_a_convolution(T):
+@OF_SO_MANY_LINES
+def test_a_product_of_transforms_is_a_convolution(T, lines):
     torch.manual_seed(T)
-    columns = columns_for(T)
-    N = ROWS * columns
+    columns = columns_for(T, lines)
+    N = lines * columns
     values = F.pad(torch.randn(2, 3, T, 4, dtype=torch.float64), (0, 0, 0, N // 2 - T))
     kernel = torch.randn(3, N, 1, dtype=torch.float64)
-    turns = factors(columns, values)
+    turns = factors(columns, values, lines)
     mixed = inverse(product(transform(values, turns), transform(kernel, turns)), turns)
     expected = torch.fft.ifft(torch.fft.fft(values, N, dim=-2) * torch.fft.fft(kernel, dim=-2), dim=-2).real
     assert_close(mixed, expected[..., : N // 2, :])
@@ -47,14 +51,16 @@ def test_a_product_of_transforms_is_a_convolution(T):
 
 def test_two_lengths_fit_side_by_side():
     for T in LENGTHS:
-        assert ROWS * columns_for(T) >= 2 * T - 1
+        assert rows_for(T) * columns_for(T, rows_for(T)) >= 2 * T - 1
 
 
-def test_float32_keeps_its_digits_at_long_lengths():
+@pytest.mark.parametrize("T", [8000, 60000])
+def test_float32_keeps_its_digits_at_long_lengths(T):
     torch.manual_seed(0)
-    columns = columns_for(60000)
-    values = torch.randn(1, ROWS // 2 * columns, 1)
-    real, imaginary = transform(values, factors(columns, values)).unbind(-3)
-    expected = spectrum(values.double(), columns)
+    lines = rows_for(T)
+    columns = columns_for(T, lines)
+    values = torch.randn(1, lines // 2 * columns, 1)
+    real, imaginary = transform(values, factors(columns, values, lines)).unbind(-3)
+    expected = spectrum(values.double(), columns, lines)
     error = float((torch.complex(real, imaginary) - expected).abs().max() / expected.abs().max())
     assert error < 2e-6

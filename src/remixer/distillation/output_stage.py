@@ -22,7 +22,7 @@ from remixer.rewrite.program import Program
 
 WARM_UP = 5
 ADAPTERS, OWN = 4e-4, 0.4  # learning rate of adapters; of mixers, as a share of what they learn with at their sites
-TABLES = 3e-3  # of tables, as a share of the root of their mean square
+TABLES = 1e-2  # of tables, as a share of the root of their mean square
 TABLE = "table of positions: "  # in the names of parameters, where no site's name can begin like that
 
 

@@ -55,8 +55,8 @@ def transfer(
     First closed-form starts, then two stages. "attention": the original runs, and beside each of its attentions the
     mixer learns to give the same; all sites in one pass, only the mixers' own parameters move. "outputs": the rewritten
     model as a whole learns to give the original's outputs; low-rank adapters on the projections around the mixers
-    are trained too, and merged in the end. So are tables of positions that were stretched by interpolation.
-    Dropout is off throughout.
+    are trained too, and merged in the end. So are tables of positions that were stretched by interpolation, as far as
+    the data reaches. Dropout is off throughout.
 
     With `steps`, everything is decided by the data and the seed. With `minutes`, the machine's pace decides how many
     steps there are.

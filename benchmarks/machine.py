@@ -22,12 +22,6 @@ def describe() -> dict[str, Any]:
     }
 
 
-def machine_settings() -> list[str]:
-    """What of the environment is part of a benchmark's command."""
-    name = "THP_MEM_ALLOC_ENABLE"  # torch asks for huge pages, for all tensors from 2 MiB on
-    return [f"{name}={os.environ[name]}"] if name in os.environ else []
-
-
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

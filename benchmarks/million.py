@@ -3,9 +3,8 @@
 The floor is what the pass must compute, over the rate of matrix products measured in the same run. The original's
 time is that of its attentions, extrapolated from two lengths: four times as long for twice the tokens. Position
 embeddings are those of MiniLM, used again every 512 tokens: this is about cost, and says nothing about quality.
-Tensors are of gigabytes: THP_MEM_ALLOC_ENABLE=1 lets torch have them in huge pages, where Linux gives these out.
 
-Run: THP_MEM_ALLOC_ENABLE=1 python benchmarks/million.py [--tokens 1048576] [--mixers long_short toeplitz] [--threads 2]
+Run: python benchmarks/million.py [--tokens 1048576] [--mixers long_short toeplitz] [--threads 2]
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from alone import alone, grown_bytes
-from machine import describe, machine_settings
+from machine import describe
 from peers import rates, seconds
 from pretrained import minilm
 from rich.console import Console
@@ -115,7 +114,7 @@ def main() -> None:
         table.add_row(row["mixer"], f"{row['tokens']:,}", *cells)
     console.print(table)
     console.print(f"the original's attentions alone, extrapolated: {original:,.0f} s")
-    command_line = " ".join([*machine_settings(), "python", "benchmarks/million.py", *sys.argv[1:]])
+    command_line = " ".join(["python", "benchmarks/million.py", *sys.argv[1:]])
     result = {"command": command_line, "machine": describe(), "rows": rows, "original_seconds": original}
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

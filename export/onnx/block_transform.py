@@ -3,8 +3,8 @@
 A sequence of N = rows * columns numbers, filled row by row, is transformed by its columns, turned by a twiddle factor,
 and transformed by its rows (Bailey, 1990, "FFTs in external or hierarchical memory", the four-step method). Of a real
 sequence half of the first transform's rows say all: the others are their conjugates. N needs to be no power of two.
-The twiddle factors are part of the second transform's matrices, one for each row: elementwise they would take longer
-than all products do.
+The twiddle factors are part of the second transform's matrices, one for each row: elementwise they would be seven more
+passes over memory.
 
 Sequences are (..., N, E): E of them side by side. Their transform is (..., kept, 2, columns, E), real and imaginary
 parts of frequency f + rows * c at [f, :, c], f = 0..rows / 2.

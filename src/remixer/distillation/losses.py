@@ -89,8 +89,8 @@ def pace(loss: Loss, outputs: Any) -> float:
 
     On MiniLM, six Toeplitz sites: after 120 steps 12 times was better than 6, that than 3, and that than 1.
     """
-    cosines = loss in (cosine, mean_cosine) or (loss is fitting and fitting_name(outputs) == "states")
-    return FASTER if cosines else 1.0
+    found = LOSSES[fitting_name(outputs)] if loss is fitting else loss
+    return FASTER if found in (cosine, mean_cosine) else 1.0
 
 
 LOSSES: dict[str, Loss] = {"auto": fitting, "logits": divergence, "states": cosine, "mean": mean_cosine}

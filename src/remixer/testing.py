@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import gc
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -108,7 +109,8 @@ def peak_memory(module: nn.Module, *args: Any, **kwargs: Any) -> int:
     """The most bytes that a forward pass on the CPU holds at a time, beyond its inputs and weights.
 
     What the proof of growth says can be held against it at two lengths. What runs is a copy, in a thread of its
-    own, so that nothing is left of earlier runs.
+    own, so that nothing is left of earlier runs; nor is what they left behind freed meanwhile, which would be
+    subtracted: Python's collector waits.
 
     Args:
         module: is called without gradients.
@@ -129,8 +131,14 @@ def peak_memory(module: nn.Module, *args: Any, **kwargs: Any) -> int:
         held = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
         found.append(int(held.cumsum(0).max()))
 
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(run).result()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(run).result()
+    finally:
+        if collects:
+            gc.enable()
     return found[0]
 
 

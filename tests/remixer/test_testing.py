@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -60,6 +62,28 @@ def test_assert_rewrites_counts_and_compares_graphs():
         assert_rewrites(Fused(), Fused(), FusedAttention(), inputs=inputs)
     with pytest.raises(AssertionError, match="no miss says 'nonsense'"):
         assert_rewrites(Fused(), None, FusedAttention(), inputs=inputs, misses="nonsense")
+
+
+def test_what_earlier_runs_left_behind_is_not_taken_off_the_peak():
+    class Circular(nn.Module):
+        """Refers to itself, as graph modules do: only Python's collector frees what a copy of it keeps."""
+
+        kept = None
+
+        def forward(self, x):
+            self.me = [self]
+            if self.kept is None:
+                self.kept = torch.zeros(1000)
+            y = x + 1
+            if gc.isenabled():  # then Python may do so at any time
+                gc.collect()
+            return y * 2
+
+    x = torch.zeros(500)
+    assert gc.isenabled()
+    first, second = (peak_memory(Circular(), x) for _ in range(2))
+    assert first == second
+    assert gc.isenabled()
 
 
 def test_peak_memory_is_what_is_held_at_once_and_nothing_of_earlier_runs():

@@ -96,7 +96,7 @@ def main() -> None:
     config = LongShort(window=options.window)
     small = remixer.remix(model, config, example, max_length=options.length)
     if options.minutes:
-        remixer.transfer(small, padded(tokenizer, paragraphs()[0], 128, 16), minutes=options.minutes, loss="mean")
+        remixer.transfer(small, padded(tokenizer, paragraphs().learned, 128, 16), minutes=options.minutes, loss="mean")
 
     def encoded(text: str, most: int) -> Tensor:
         ids: Tensor = tokenizer(text, truncation=True, max_length=most, return_tensors="pt")["input_ids"][0]

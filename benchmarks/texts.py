@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pydoc_data import topics
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from standard_library import modules
 from torch import Tensor
 
 HELD_OUT = 5  # of the files by size, one in so many
+LONG, PIECE, SHORT = 200, 450, 80  # characters
 
 
 def windows(tokenizer: Any, length: int, *, held_out: bool, count: int, most: int = 6) -> Tensor:
@@ -41,19 +43,51 @@ def prose(tokenizer: Any, length: int, count: int) -> Tensor:
     return torch.tensor([ids[start : start + length] for start in range(0, count * step, step)])
 
 
-def paragraphs() -> tuple[list[str], list[str]]:
-    """Docstrings of 200 characters and more, to learn from and held out, split by file."""
+class Paragraphs(NamedTuple):
+    """Docstrings, split by file.
+
+    Attributes:
+        learned: of these files, every piece of a docstring or of a comment, to learn from.
+        choosing: docstrings of other files, to choose options by.
+        judged: docstrings of other files still, to judge by what was chosen.
+    """
+
+    learned: list[str]
+    choosing: list[str]
+    judged: list[str]
+
+
+def paragraphs() -> Paragraphs:
+    """Docstrings of 200 characters and more, to choose and to judge by, and whatever is said elsewhere to learn from.
+
+    Each in a fixed random order, none twice, and nothing of those that choose and judge among those to learn from.
+    """
     sources = modules()
     by_size = sorted(sources, key=lambda name: (-len(sources[name]), name))
-    parts: tuple[list[str], list[str]] = ([], [])
-    for index, name in enumerate(by_size):
-        for text in re.findall(r'"""(.*?)"""', sources[name].decode("utf-8", "ignore"), re.DOTALL):
-            plain = " ".join(text.split())
-            if len(plain) >= 200 and plain not in parts[0] and plain not in parts[1]:
-                parts[index % HELD_OUT == 1].append(plain)
+    parts: list[dict[str, None]] = [{}, {}, {}]
+    known: set[str] = set()
+    for index, name in sorted(enumerate(by_size), key=lambda each: each[0] % HELD_OUT not in (1, 2)):
+        source, place = sources[name].decode("utf-8", "ignore"), {1: 1, 2: 2}.get(index % HELD_OUT, 0)
+        for text in _docstrings(source) if place else _said(source):
+            pieces = textwrap.wrap(text, PIECE)
+            if place and len(text) >= LONG and text not in known:
+                parts[place][text] = None
+            elif not place:
+                parts[0].update(dict.fromkeys(each for each in pieces if len(each) >= SHORT and each not in known))
+            known.update((text, *pieces))
     generator = torch.Generator().manual_seed(0)
-    learned, held = ([part[i] for i in torch.randperm(len(part), generator=generator)] for part in parts)
-    return learned, held
+    shuffled = [(list(part), torch.randperm(len(part), generator=generator)) for part in parts]
+    return Paragraphs(*([part[place] for place in order] for part, order in shuffled))
+
+
+def _docstrings(source: str) -> list[str]:
+    return [" ".join(text.split()) for text in re.findall(r'"""(.*?)"""', source, re.DOTALL)]
+
+
+def _said(source: str) -> list[str]:
+    """Docstrings and comments of whole lines."""
+    comments = re.findall(r"(?:^[ \t]*#.*\n)+", source, re.MULTILINE)
+    return [*_docstrings(source), *(" ".join(each.replace("#", " ").split()) for each in comments)]
 
 
 def as_inputs(ids: Tensor, rows: int = 1) -> list[dict[str, Tensor]]:

@@ -1,7 +1,8 @@
 """What transfer wins back of MiniLM's sentence embeddings, its attentions replaced.
 
-Docstrings of Python's standard library, up to 128 tokens each, split by file. What counts: the cosine to the original's
-embedding and how many of the ten nearest of the held-out texts stay the same.
+Docstrings of Python's standard library, up to 128 tokens each, split by file: to learn from, to choose options by, and
+to judge by. What counts: the cosine to the original's embedding and how many of the ten nearest of the texts stay the
+same, on those that judge; `--choose` measures on those that choose instead, and writes nothing.
 
 Run: python benchmarks/transfer_encoder.py [--minutes 10] [--only NAME ...]
 """
@@ -48,13 +49,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--texts", type=int, default=300)
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--choose", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "transfer_encoder.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, tokenizer = minilm()
-    learned, kept = paragraphs()
-    data, held = padded(tokenizer, learned, 128, 16), padded(tokenizer, kept[: options.texts], 128, 50)
+    found = paragraphs()
+    kept = (found.choosing if options.choose else found.judged)[: options.texts]
+    data, held = padded(tokenizer, found.learned, 128, 16), padded(tokenizer, kept, 128, 50)
     earlier: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     rows: dict[str, Any] = earlier.get("rows", {})
     commands = earlier["command"].split("; ") if earlier else []
@@ -71,9 +74,10 @@ def main() -> None:
         replaced = [site.name for site in small.report.sites if site.status == "replaced"]
         rows[name] = {"before": before, "after": figures(small, model, held), "stages": stages, "sites": replaced}
         command = "; ".join(dict.fromkeys([*commands, mine]))
-        texts = {"learned": len(learned), "held out": min(len(kept), options.texts)}
+        texts = {"learned": len(found.learned), "held out": len(kept)}
         result = {"command": command, "machine": describe(), "texts": texts, "rows": rows}
-        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if not options.choose:
+            options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         show(rows)
 
 

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from remixer.mixers.eager import plain_inference
 from remixer.pickled import PickledGraph
 from remixer.rewrite.devices import move_constants
+from remixer.rewrite.dropout import Dropout
 from remixer.rewrite.modules import device_of, keep_persistence
+from remixer.rewrite.token_wise import by_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from remixer.report import Report
     from remixer.rewrite.program import Program
 
+LONG = 2**14  # elements of an input: a batch of fewer tokens is run in one piece
 # What a module consists of, its graph and its hooks aside.
 KEPT = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 
@@ -31,8 +35,11 @@ class Remixed(fx.GraphModule):
     """A rewritten model. It has the call signature and output structure of the model it was made from.
 
     Weights that were kept have their old names; mixers hang where the attention was. It trains, saves its
-    state_dict, moves between devices, and can be copied, pickled, compiled and exported like any module.
+    state_dict, moves between devices, and can be copied, pickled, compiled and exported like any module. Long inputs
+    go over what lies between mixers in parts, on CPUs and without gradients: see `rewrite.token_wise`.
     """
+
+    _by_parts: Callable[..., Any] | None
 
     @property
     def report(self) -> Report:
@@ -64,7 +71,25 @@ class Remixed(fx.GraphModule):
                 value = given.get(one.input)
                 if isinstance(value, torch.Tensor) and value.dim() > one.dim and value.shape[one.dim] != one.size:
                     raise ValueError(f"got {value.shape[one.dim]} in dim {one.dim} of {one.input}. {one}")
-        return super().__call__(*args, **kwargs)
+        in_parts = self._in_parts(*args, *kwargs.values())
+        return super().__call__(*args, **kwargs) if in_parts is None else in_parts(self, *args, **kwargs)
+
+    def recompile(self) -> fx.graph.PythonCode:
+        """See torch.fx.GraphModule.recompile."""
+        self.__dict__.pop("_by_parts", None)
+        return super().recompile()
+
+    def _in_parts(self, *inputs: Any) -> Callable[..., Any] | None:
+        """What runs long inputs, if these are, and nothing looks at what it leaves out."""
+        tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
+        if max((each.numel() for each in tensors), default=0) < LONG or not plain_inference(*tensors):
+            return None
+        dropping = any(module.training for module in self.modules() if isinstance(module, Dropout))
+        if dropping or self._forward_hooks or self._forward_pre_hooks:
+            return None
+        if "_by_parts" not in self.__dict__:
+            self._by_parts = by_parts(self)
+        return self._by_parts
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What a pickle or `torch.save` holds: all but the original, and the values recorded of the graph's nodes."""

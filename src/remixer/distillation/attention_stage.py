@@ -31,6 +31,7 @@ class AttentionStage(Stage):
     """
 
     name = "attention"
+    negligible = 1e-10
 
     def __init__(self, original: Program, mixers: dict[str, Mixer]) -> None:
         own = {site.name for site in sites_of(original)}

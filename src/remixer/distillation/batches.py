@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -45,7 +44,7 @@ def _check_sizes(call: Call, program: Program) -> None:
                 )
 
 
-def again_and_again(data: Iterable[Inputs], program: Program, device: torch.device, skip: int = 0) -> Iterator[Any]:
+class AgainAndAgain(Iterator[Call]):
     """The batches of the data, from the first again after the last; it ends where data can be gone through once only.
 
     Args:
@@ -54,17 +53,30 @@ def again_and_again(data: Iterable[Inputs], program: Program, device: torch.devi
         device: where they are to lie.
         skip: how many to leave out at the start.
 
+    Attributes:
+        count: how many batches the data holds, or None before all of them were seen.
+
     Raises:
         TransferError: there is no batch at all, or one that the program can't take.
     """
-    place = 0
-    while True:
-        before = place
-        for call in calls(data, program, device):
-            place += 1
-            if place > skip:
-                yield call
-        if place == before:
-            if before == 0:
-                raise TransferError("the data holds no batch")
-            return
+
+    def __init__(self, data: Iterable[Inputs], program: Program, device: torch.device, skip: int = 0) -> None:
+        self.count: int | None = None
+        self._batches = self._endless(data, program, device, skip)
+
+    def __next__(self) -> Call:
+        return next(self._batches)
+
+    def _endless(self, data: Iterable[Inputs], program: Program, device: torch.device, skip: int) -> Iterator[Call]:
+        place = 0
+        while True:
+            before = place
+            for call in calls(data, program, device):
+                place += 1
+                if place > skip:
+                    yield call
+            if place == before:
+                if before == 0:
+                    raise TransferError("the data holds no batch")
+                return
+            self.count = place - before

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from remixer.distillation.errors import TransferError
-from remixer.distillation.losses import Loss, existing, pace
+from remixer.distillation.losses import Loss, existing, negligible, pace
 from remixer.distillation.low_rank import Adapters
 from remixer.distillation.stage import Stage
 from remixer.mixers.precision import at_least_float32
@@ -57,6 +57,7 @@ class OutputStage(Stage):
         sites = list(sites)
         names = dict.fromkeys(name for site in sites for name in projections(site, remixed)) if rank else {}
         self.adapters = Adapters(remixed, names, rank, seed)
+        self.negligible = negligible(loss)
         self._pace = 1.0
         self._mixers = {site.name: site.mixer for site in sites}
         # Of lower precision than float32, copies in float32 are trained: small steps would be rounded away.

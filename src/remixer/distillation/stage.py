@@ -17,11 +17,13 @@ class Stage(abc.ABC):
         name: of the stage.
         parameters: what is trained, by name.
         groups: names of the losses, each with the parameters that it tells of.
+        negligible: a loss that rounding alone may give; where none is above it, nothing is left to learn.
     """
 
     name: str
     parameters: Mapping[str, nn.Parameter]
     groups: Mapping[str, tuple[str, ...]]
+    negligible: float
 
     @abc.abstractmethod
     def rate(self, name: str) -> float:

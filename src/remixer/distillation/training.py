@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from remixer.distillation.batches import AgainAndAgain
 from remixer.distillation.budget import Budget
 from remixer.distillation.checkpoint import Checkpoint, Reached
 from remixer.distillation.errors import TransferError
@@ -45,7 +46,7 @@ class Rules:
 
 def train(
     stage: Stage,
-    batches: Iterator[Call],
+    batches: AgainAndAgain,
     rules: Rules,
     checkpoint: Checkpoint,
     *,
@@ -84,7 +85,7 @@ def train(
     budget = Budget(rules.seconds, rules.steps, reached.seconds, reached.step)
     saved = time.perf_counter()
     try:
-        while not budget.over and not _stuck(reached, rules):
+        while not budget.over and not _stuck(reached, rules) and not _learned(stage, batches.count, reached):
             call = next(batches, None)
             if call is None:
                 break
@@ -176,6 +177,13 @@ def _stuck(reached: Reached, rules: Rules) -> bool:
         return False
     means = [sum(losses.values()) / len(losses) for _, losses in reached.judged]
     return min(means[-rules.patience :]) > (1.0 - LEAST_GAIN) * min(means[: -rules.patience])
+
+
+def _learned(stage: Stage, count: int | None, reached: Reached) -> bool:
+    """Whether no loss of the last pass over all batches was more than rounding gives."""
+    if count is None or not reached.step:
+        return False
+    return all(max(losses[-count:]) <= stage.negligible for losses in reached.losses.values())
 
 
 def _keep(stage: Stage, optimiser: torch.optim.Adam, budget: Budget, reached: Reached) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from remixer.distillation.attention_stage import AttentionStage
-from remixer.distillation.batches import again_and_again, calls
+from remixer.distillation.batches import AgainAndAgain, calls
 from remixer.distillation.checkpoint import Checkpoint
 from remixer.distillation.errors import TransferError
 from remixer.distillation.losses import Loss, loss_of
@@ -56,7 +56,8 @@ def transfer(
     mixer learns to give the same; all sites in one pass, only the mixers' own parameters move. "outputs": the rewritten
     model as a whole learns to give the original's outputs; low-rank adapters on the projections around the mixers
     are trained too, and merged in the end. So are tables of positions that were stretched by interpolation, as far as
-    the data reaches. Dropout is off throughout.
+    the data reaches. Dropout is off throughout. A stage ends early where nothing is left to learn: when all losses of
+    a whole pass over the data were no more than rounding gives, as where a window covers every sequence.
 
     With `steps`, everything is decided by the data and the seed. With `minutes`, the machine's pace decides how many
     steps there are.
@@ -123,7 +124,7 @@ def transfer(
                 save_every=save_every,
                 clip=1.0 if name == "outputs" else None,
             )
-            batches = again_and_again(data, original, device, kept.of(name).step)
+            batches = AgainAndAgain(data, original, device, kept.of(name).step)
             stage: Stage
             if name == "attention":
                 stage = AttentionStage(original, {site.name: site.mixer for site in sites})
@@ -141,7 +142,7 @@ def transfer(
 
 def run_stage(
     stage: Stage,
-    batches: Iterator[Call],
+    batches: AgainAndAgain,
     rules: Rules,
     kept: Checkpoint,
     held: Iterable[Call] = (),

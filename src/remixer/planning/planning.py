@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from remixer import mixers as known
 from remixer.distillation.attention_stage import AttentionStage
-from remixer.distillation.batches import again_and_again, calls
+from remixer.distillation.batches import AgainAndAgain, calls
 from remixer.distillation.checkpoint import Checkpoint
 from remixer.distillation.losses import Loss
 from remixer.distillation.training import Rules
@@ -171,7 +171,7 @@ def _learn(tried: Candidates, data: Iterable[Inputs], steps: int, device: torch.
         if not stage.parameters:
             continue
         stage.start(calls(data, tried.original, device), STARTS)
-        run_stage(stage, again_and_again(data, tried.original, device), Rules(None, steps), Checkpoint(None, {}))
+        run_stage(stage, AgainAndAgain(data, tried.original, device), Rules(None, steps), Checkpoint(None, {}))
 
 
 def _site_plan(site: Site, choice: Choice, way: Way) -> SitePlan:

@@ -212,6 +212,17 @@ def test_it_stops_on_a_plateau_and_on_time(decoder):
     assert report.stages[0].steps <= 3
 
 
+def test_it_stops_where_nothing_is_left_to_learn(decoder):
+    data = batches(3)
+    small = remixer.remix(decoder, LongShort(window=24), data[0])
+    report = remixer.transfer(small, data, steps=100, progress=False)
+    assert [stage.steps for stage in report.stages] == [4, 4], "all batches, and what tells that these were all"
+    report = remixer.transfer(small, [*data, *batches(1, tokens=60)], steps=20, progress=False)
+    assert [stage.steps for stage in report.stages] == [7, 13], "one of the batches is longer than the window"
+    report = remixer.transfer(small, data, steps=8, loss=lambda given, wanted, exist: given["logits"].sum() * 1e-9)
+    assert report.stages[1].steps == 5, "of a function nobody knows what is small"
+
+
 def test_data_that_can_be_gone_through_once_ends_the_training(decoder):
     data = batches(5)
     small = remixer.remix(decoder, LongShort(window=4), data[0])

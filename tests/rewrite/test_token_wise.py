@@ -1,0 +1,201 @@
+"""Runs of token-wise operators, and models that go over their tokens in parts."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+import remixer
+from remixer import remixed as remixed_module
+from remixer.rewrite import token_wise
+from remixer.rewrite.capture import capture
+from remixer.rewrite.token_wise import by_parts, runs
+
+
+class Block(nn.Module):
+    """What follows an attention, and what precedes the next."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.out, self.up, self.down = nn.Linear(width, width), nn.Linear(width, 40), nn.Linear(40, width)
+        self.gate, self.dropout = nn.Linear(width, 40), nn.Dropout(0.1)
+        self.norm, self.last = nn.LayerNorm(width), nn.RMSNorm(width)
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, mixed, x):
+        x = self.norm(x + self.dropout(self.out(mixed)))
+        x = self.last(x + self.down(F.silu(self.gate(x)) * self.up(x)) / 2.0)
+        return self.query(x), self.key(x)
+
+
+def captured(function, *inputs):
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, *inputs):
+            return function(self, *inputs)
+
+    return capture(Module().eval(), inputs).graph_module
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Everything counts as long, and a part has few tokens."""
+    monkeypatch.setattr(remixed_module, "LONG", 0)
+    monkeypatch.setattr(token_wise, "WORTH", 0)
+    monkeypatch.setattr(token_wise, "PART", 1000)
+
+
+def x(*shape):
+    return torch.randn(*shape)
+
+
+def test_one_run_reaches_from_one_mixer_to_the_next():
+    module = capture(Block().eval(), (x(2, 9, 16), x(2, 9, 16))).graph_module
+    found = by_parts(module)
+    assert found is not None
+    without = copy.deepcopy(module.graph)
+    for node in without.find_nodes(op="call_module"):
+        node.replace_all_uses_with(node.args[0])
+        without.erase_node(node)
+    (run,) = runs(without)
+    assert len(run) == 11, "two norms, four linear layers, two residuals, silu, a product, a quotient"
+    assert "rms_norm" in str(run[-1].target), "two read what it gives"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 101), (2, 9), (3, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_parts_give_what_the_whole_gives(shape, dtype, small_parts):
+    block = Block().eval().to(dtype)
+    module = capture(block, (x(2, 9, 16).to(dtype), x(2, 9, 16).to(dtype))).graph_module
+    inputs = x(*shape, 16).to(dtype), x(*shape, 16).to(dtype)
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    with torch.no_grad():
+        for given, wanted in zip(by_parts(module)(module, *inputs), block(*inputs), strict=True):
+            torch.testing.assert_close(given, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("function", "count"), [
+    (lambda self, a: torch.tanh(torch.relu(a)), 1),
+    (lambda self, a: torch.relu(a).cumsum(1), 0),
+    (lambda self, a: torch.relu(F.layer_norm(a, (9, 16))), 0),
+    (lambda self, a: torch.relu(a.mean(1, keepdim=True)), 0),
+    (lambda self, a: torch.relu(a.mean(-1, keepdim=True)), 1),
+    (lambda self, a: torch.relu(a.mean(-1)), 0),
+    (lambda self, a: torch.relu(torch.tanh(a)) + torch.tanh(a).cumsum(1), 1),
+    (lambda self, a: F.linear(torch.relu(a), torch.tanh(torch.relu(self.weight))), 2),
+    (lambda self, a: F.linear(*(torch.relu(a[0]),) * 2), 0),
+    (lambda self, a: torch.relu(a.transpose(1, 2)) + 1.0, 1),
+])  # fmt: skip
+def test_what_is_a_run_and_what_is_not(function, count, small_parts):
+    module = captured(function, x(2, 9, 16))
+    found = by_parts(module)
+    assert len(runs(module.graph)) == count
+    assert (found is not None) == (count > 0)
+    if found is not None:
+        given = x(2, 9, 16)
+        torch.testing.assert_close(found(module, given), module(given))
+
+
+@pytest.mark.parametrize("place", ["in between", "behind"])
+def test_what_is_written_to_in_between_is_read_before(place, small_parts):
+    aten = torch.ops.aten
+    graph = fx.Graph()
+    given = graph.placeholder("given")
+    changed = graph.call_function(aten.clone.default, (given,))
+    read = graph.call_function(aten.tanh.default, (changed,))
+    if place == "in between":
+        graph.call_function(aten.add_.Tensor, (changed, 1.0))
+    end = graph.call_function(aten.relu.default, (read,))
+    if place == "behind":
+        graph.call_function(aten.add_.Tensor, (changed, 1.0))
+    graph.output((end, changed))
+    module = fx.GraphModule({}, graph)
+    assert len(runs(graph)) == (place == "behind")
+    value = x(2, 9, 16)
+    given, wanted = (by_parts(module) or type(module).forward)(module, value), module(value)
+    torch.testing.assert_close(given, wanted)
+
+
+@pytest.mark.parametrize("other", [(1, 1, 16), (2, 1, 16), (9, 16), (16,), (2, 9, 1), (2, 1, 1)])
+def test_what_is_broadcast(other, small_parts):
+    module = captured(lambda self, a, b: torch.relu(torch.tanh(a) * b + self.weight[0]), x(2, 9, 16), x(*other))
+    given = x(2, 9, 16), x(*other)
+    torch.testing.assert_close(by_parts(module)(module, *given), module(*given))
+
+
+def test_a_weight_that_is_also_added_stays_whole(small_parts):
+    module = captured(lambda self, a: torch.relu(F.linear(a, self.weight) + self.weight), x(2, 16, 16))
+    given = x(2, 16, 16)
+    torch.testing.assert_close(by_parts(module)(module, given), module(given))
+
+
+def encoder():
+    return nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(16, 4, 64, batch_first=True, dropout=0.1), 2, enable_nested_tensor=False
+    ).eval()
+
+
+def test_a_rewritten_model_goes_over_long_inputs_in_parts(small_parts, monkeypatch):
+    small = remixer.remix(encoder(), "long_short", x(2, 30, 16))
+    given = x(1, 61, 16)
+    with torch.no_grad():
+        by_halves = small(given)
+        assert small._by_parts is not None
+        monkeypatch.setattr(remixed_module, "LONG", 10**9)
+        torch.testing.assert_close(by_halves, small(given))
+
+
+def test_weights_loaded_later_count(small_parts):
+    small, other = (remixer.remix(encoder(), "long_short", x(2, 30, 16)) for _ in range(2))
+    given = x(1, 61, 16)
+    with torch.no_grad():
+        small(given)
+        small.load_state_dict(other.state_dict())
+        torch.testing.assert_close(small(given), other(given))
+        torch.testing.assert_close(small.double()(given.double()).float(), other(given), rtol=1e-4, atol=1e-4)
+
+
+def test_copies_and_pickles_go_over_long_inputs_too(small_parts):
+    small = remixer.remix(encoder(), "long_short", x(2, 30, 16))
+    given = x(1, 61, 16)
+    with torch.no_grad():
+        wanted = small(given)
+        for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+            assert "_by_parts" not in other.__dict__
+            torch.testing.assert_close(other(given), wanted)
+            assert other._by_parts is not None
+
+
+def test_a_changed_graph_is_looked_at_again(small_parts):
+    small = remixer.remix(encoder(), "long_short", x(2, 30, 16))
+    given = x(1, 61, 16)
+    with torch.no_grad():
+        before = small(given)
+        (output,) = small.graph.find_nodes(op="output")
+        with small.graph.inserting_before(output):
+            doubled = small.graph.call_function(torch.add, (output.args[0][0], output.args[0][0]))
+        output.args = ((doubled,),)
+        small.recompile()
+        torch.testing.assert_close(small(given), 2.0 * before)
+
+
+@pytest.mark.parametrize("how", ["training", "gradients", "hook", "short"])
+def test_where_a_model_runs_in_one_piece(how, small_parts, monkeypatch):
+    small = remixer.remix(encoder(), "long_short", x(2, 30, 16))
+    if how == "training":
+        small.train()
+    if how == "hook":
+        small.register_forward_hook(lambda module, given, out: out * 0.0)
+    if how == "short":
+        monkeypatch.setattr(remixed_module, "LONG", 61 * 16 + 1)
+    with torch.set_grad_enabled(how == "gradients"):
+        out = small(x(1, 61, 16))
+    assert "_by_parts" not in small.__dict__
+    assert how != "hook" or not out.any()
+    assert how != "gradients" or out.requires_grad

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from standard_library import modules
-from texts import padded, paragraphs
+from texts import alike, padded, paragraphs
 from torch import Tensor, nn
 
 import remixer
@@ -96,7 +96,8 @@ def main() -> None:
     config = LongShort(window=options.window)
     small = remixer.remix(model, config, example, max_length=options.length)
     if options.minutes:
-        remixer.transfer(small, padded(tokenizer, paragraphs().learned, 128, 16), minutes=options.minutes, loss="mean")
+        data = padded(tokenizer, alike(paragraphs().learned, 16), 128, 16)
+        remixer.transfer(small, data, minutes=options.minutes, loss="mean")
 
     def encoded(text: str, most: int) -> Tensor:
         ids: Tensor = tokenizer(text, truncation=True, max_length=most, return_tensors="pt")["input_ids"][0]

@@ -12,7 +12,7 @@ from standard_library import modules
 from torch import Tensor
 
 HELD_OUT = 5  # of the files by size, one in so many
-LONG, PIECE, SHORT = 200, 450, 80  # characters
+LONG, PIECE = 200, 450  # characters
 
 
 def windows(tokenizer: Any, length: int, *, held_out: bool, count: int, most: int = 6) -> Tensor:
@@ -73,7 +73,7 @@ def paragraphs() -> Paragraphs:
             if place and len(text) >= LONG and text not in known:
                 parts[place][text] = None
             elif not place:
-                parts[0].update(dict.fromkeys(each for each in pieces if len(each) >= SHORT and each not in known))
+                parts[0].update(dict.fromkeys(each for each in pieces if len(each) >= LONG and each not in known))
             known.update((text, *pieces))
     generator = torch.Generator().manual_seed(0)
     shuffled = [(list(part), torch.randperm(len(part), generator=generator)) for part in parts]
@@ -96,11 +96,20 @@ def as_inputs(ids: Tensor, rows: int = 1) -> list[dict[str, Tensor]]:
 
 
 def padded(tokenizer: Any, texts: list[str], length: int, rows: int) -> list[dict[str, Tensor]]:
-    """Batches of texts, padded or cut to a length."""
+    """Batches of texts, cut to a length, and padded to the longest of each."""
     found = []
     for start in range(0, len(texts), rows):
         tokens = tokenizer(
-            texts[start : start + rows], return_tensors="pt", padding="max_length", truncation=True, max_length=length
+            texts[start : start + rows], return_tensors="pt", padding=True, truncation=True, max_length=length
         )
         found.append({name: tokens[name] for name in ("input_ids", "attention_mask")})
     return found
+
+
+def alike(texts: list[str], rows: int) -> list[str]:
+    """The same texts, in batches of about the same length, so that little is padded; the batches in a random order."""
+    by_length = sorted(texts, key=len)
+    batches = [by_length[start : start + rows] for start in range(0, len(texts), rows)]
+    full, rest = (batches[:-1], batches[-1]) if len(batches[-1]) < rows else (batches, [])
+    order = torch.randperm(len(full), generator=torch.Generator().manual_seed(0))
+    return [text for place in order for text in full[place]] + rest

@@ -21,13 +21,14 @@ from machine import describe
 from pretrained import minilm
 from rich.console import Console
 from rich.table import Table
-from texts import padded, paragraphs
+from texts import alike, padded, paragraphs
 from torch import Tensor
 
 import remixer
 from remixer import LongShort, Toeplitz
 from remixer.evaluation import embeddings
 
+RANK = 16  # of the adapters
 GATED, WEIGHED = Toeplitz(gate="value"), Toeplitz(gate="value", weigh="key")
 VARIANTS: dict[str, Any] = {
     "long_short(window=32), 6 sites": LongShort(window=32),
@@ -57,7 +58,7 @@ def main() -> None:
     model, tokenizer = minilm()
     found = paragraphs()
     kept = (found.choosing if options.choose else found.judged)[: options.texts]
-    data, held = padded(tokenizer, found.learned, 128, 16), padded(tokenizer, kept, 128, 50)
+    data, held = padded(tokenizer, alike(found.learned, 16), 128, 16), padded(tokenizer, kept, 128, 50)
     earlier: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     rows: dict[str, Any] = earlier.get("rows", {})
     commands = earlier["command"].split("; ") if earlier else []
@@ -69,7 +70,7 @@ def main() -> None:
             mixer = remixer.plan(model, data[0], data, rounds=2, **given)
         small = remixer.remix(model, mixer, data[0])
         before = figures(small, model, held)
-        report = remixer.transfer(small, data, minutes=options.minutes, loss="mean")
+        report = remixer.transfer(small, data, minutes=options.minutes, loss="mean", rank=RANK)
         stages = [{"name": stage.name, "steps": stage.steps, "seconds": stage.seconds} for stage in report.stages]
         replaced = [site.name for site in small.report.sites if site.status == "replaced"]
         rows[name] = {"before": before, "after": figures(small, model, held), "stages": stages, "sites": replaced}

@@ -107,9 +107,9 @@ def transfer_encoder() -> list[str]:
         for name, row in result["rows"].items()
     ]
     return [
-        f"\nMiniLM's embeddings of {result['texts']['held out']} held-out docstrings after transfer with "
-        "adapters of rank 16: cosine to the original's, and how many of the ten nearest are the same. Nothing was chosen by these texts: they are of "
-        "other files than what was learned from, and than what options were chosen by:\n\n",
+        f"\nMiniLM's embeddings of {result['texts']['held out']} held-out docstrings after transfer, adapters of rank "
+        "16: cosine to the original's, and how many of the ten nearest are the same. Nothing was chosen by these texts: "
+        "they are of other files than what was learned from, and than what options were chosen by:\n\n",
         table(["", "steps", "cosine before", "after", "overlap@10 before", "after"], rows),
         source(result, "transfer_encoder"),
     ]

@@ -108,8 +108,8 @@ def transfer_encoder() -> list[str]:
     ]
     return [
         f"\nMiniLM's embeddings of {result['texts']['held out']} held-out docstrings after transfer, adapters of rank "
-        "16: cosine to the original's, and how many of the ten nearest are the same. Nothing was chosen by these texts: "
-        "they are of other files than what was learned from, and than what options were chosen by:\n\n",
+        "16: cosine to the original's, and how many of the ten nearest are the same. Nothing was chosen by these "
+        "texts, which are of other files than what was learned from, and than what options were chosen by:\n\n",
         table(["", "steps", "cosine before", "after", "overlap@10 before", "after"], rows),
         source(result, "transfer_encoder"),
     ]

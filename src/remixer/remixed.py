@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from remixer.report import Report
     from remixer.rewrite.program import Program
 
-LONG = 2**14  # elements of an input: a batch of fewer tokens is run in one piece
+# A batch of fewer tokens is run in one piece; of features, about so many make a token.
+LONG, FEATURES = 2**14, 64
 # What a module consists of, its graph and its hooks aside.
 KEPT = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 
@@ -82,7 +83,8 @@ class Remixed(fx.GraphModule):
     def _in_parts(self, *inputs: Any) -> Callable[..., Any] | None:
         """What runs long inputs, if these are, and nothing looks at what it leaves out."""
         tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
-        if max((each.numel() for each in tensors), default=0) < LONG or not plain_inference(*tensors):
+        tokens = [each.numel() // (FEATURES if each.is_floating_point() else 1) for each in tensors]
+        if max(tokens, default=0) < LONG or not plain_inference(*tensors):
             return None
         dropping = any(module.training for module in self.modules() if isinstance(module, Dropout))
         if dropping or self._forward_hooks or self._forward_pre_hooks:

@@ -193,7 +193,7 @@ def test_where_a_model_runs_in_one_piece(how, small_parts, monkeypatch):
     if how == "hook":
         small.register_forward_hook(lambda module, given, out: out * 0.0)
     if how == "short":
-        monkeypatch.setattr(remixed_module, "LONG", 61 * 16 + 1)
+        monkeypatch.setattr(remixed_module, "LONG", 61 * 16 // remixed_module.FEATURES + 1)
     with torch.set_grad_enabled(how == "gradients"):
         out = small(x(1, 61, 16))
     assert "_by_parts" not in small.__dict__

@@ -36,7 +36,6 @@ OTHERS = {
     "retrieval": LongShort(window=128, sinks=4, retrieve=4, retrieve_block=4),
     "more retrieval": LongShort(window=128, sinks=4, maps=True, retrieve=8),
 }
-RANKS = {"finer summaries": 16}  # of the adapters, where it isn't the usual 8
 VARIANTS = ("all sites", "8 sites kept", *OTHERS)
 
 
@@ -65,7 +64,7 @@ def made(name: str, model: Any, data: list[dict[str, Tensor]], minutes: float, v
         mixer = plan
     small = remixer.remix(model, mixer, example)
     told["before"] = perplexity(small, validation["windows"], teacher=validation["full"]).ratio
-    report = remixer.transfer(small, data, minutes=minutes, rank=RANKS.get(name, 8))
+    report = remixer.transfer(small, data, minutes=minutes)
     told["stages"] = [{"name": stage.name, "steps": stage.steps, "seconds": stage.seconds} for stage in report.stages]
     return small, told
 

@@ -101,6 +101,7 @@ def transfer_encoder() -> list[str]:
     rows = [
         [
             name,
+            str(row["batch"]),
             " + ".join(str(stage["steps"]) for stage in row["stages"]),
             *(f"{row[when][what]:.3f}" for what in ("cosine", "overlap") for when in ("before", "after")),
         ]
@@ -110,7 +111,7 @@ def transfer_encoder() -> list[str]:
         f"\nMiniLM's embeddings of {result['texts']['held out']} held-out docstrings after transfer, adapters of rank "
         "16: cosine to the original's, and how many of the ten nearest are the same. Nothing was chosen by these "
         "texts, which are of other files than what was learned from, and than what options were chosen by:\n\n",
-        table(["", "steps", "cosine before", "after", "overlap@10 before", "after"], rows),
+        table(["", "texts a step", "steps", "cosine before", "after", "overlap@10 before", "after"], rows),
         source(result, "transfer_encoder"),
     ]
 

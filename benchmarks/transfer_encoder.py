@@ -29,6 +29,7 @@ from remixer import LongShort, Toeplitz
 from remixer.evaluation import embeddings
 
 RANK = 16  # of the adapters
+BATCH = 8  # texts
 GATED, WEIGHED = Toeplitz(gate="value"), Toeplitz(gate="value", weigh="key")
 VARIANTS: dict[str, Any] = {
     "long_short(window=32), 6 sites": LongShort(window=32),
@@ -58,7 +59,7 @@ def main() -> None:
     model, tokenizer = minilm()
     found = paragraphs()
     kept = (found.choosing if options.choose else found.judged)[: options.texts]
-    data, held = padded(tokenizer, alike(found.learned, 16), 128, 16), padded(tokenizer, kept, 128, 50)
+    data, held = padded(tokenizer, alike(found.learned, BATCH), 128, BATCH), padded(tokenizer, kept, 128, 50)
     earlier: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     rows: dict[str, Any] = earlier.get("rows", {})
     commands = earlier["command"].split("; ") if earlier else []
@@ -73,7 +74,8 @@ def main() -> None:
         report = remixer.transfer(small, data, minutes=options.minutes, loss="mean", rank=RANK)
         stages = [{"name": stage.name, "steps": stage.steps, "seconds": stage.seconds} for stage in report.stages]
         replaced = [site.name for site in small.report.sites if site.status == "replaced"]
-        rows[name] = {"before": before, "after": figures(small, model, held), "stages": stages, "sites": replaced}
+        after = figures(small, model, held)
+        rows[name] = {"before": before, "after": after, "stages": stages, "sites": replaced, "batch": BATCH}
         command = "; ".join(dict.fromkeys([*commands, mine]))
         texts = {"learned": len(found.learned), "held out": len(kept)}
         result = {"command": command, "machine": describe(), "texts": texts, "rows": rows}

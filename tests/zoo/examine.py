@@ -1,8 +1,10 @@
 """What remixer makes of a family, held against what is expected of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ import remixer
 from remixer import CaptureError
 from remixer.errors import NoAttentionError
 from remixer.report import SiteReport
+from remixer.rewrite import token_wise
+from remixer.rewrite.token_wise import by_parts
 from remixer.testing import assert_close
 
 
@@ -98,7 +102,8 @@ def _fields(site: SiteReport, one: Any) -> Iterator[str]:
 
 
 def _differences(family: Any, model: nn.Module, small: nn.Module) -> Iterator[str]:
-    """Sizes at which the outputs differ, tokens that don't exist aside."""
+    """Sizes at which the outputs differ, tokens that don't exist aside; in parts of few tokens too."""
+    in_parts = by_parts(small)
     for size in UNSEEN:
         if size.length < family.shortest:
             size = Size(size.rows, family.shortest, size.side)
@@ -107,10 +112,12 @@ def _differences(family: Any, model: nn.Module, small: nn.Module) -> Iterator[st
                 yield f"{size}: a batch of {size.rows} is not refused"
             size = Size(CAPTURE.rows, size.length, size.side)
         example = KINDS[family.inputs](model, size)
-        with torch.no_grad():
+        with torch.no_grad(), patch.multiple(token_wise, WORTH=0, PART=2000):
             try:
                 expected, found = (_seeded(module, example) for module in (model, small))
                 _compare(found, expected, example, size)
+                if in_parts is not None:
+                    _compare(_seeded(partial(in_parts, small), example), expected, example, size)
             except (AssertionError, RuntimeError, IndexError) as error:
                 yield f"{size}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
@@ -124,7 +131,7 @@ def _is_refused(small: nn.Module, example: Example) -> bool:
     return False
 
 
-def _seeded(module: nn.Module, example: Example) -> Any:
+def _seeded(module: Callable[..., Any], example: Example) -> Any:
     """A run from a fixed seed, since some models draw which patches they see."""
     torch.manual_seed(0)
     return module(**example.kwargs)

@@ -52,8 +52,8 @@ def transfer_decoder() -> list[str]:
         "held-out windows (± standard error of its logarithm), how often the most probable next token is the same, "
         "and how many tokens of a secret 300 to 400 back are found. Retrieval is `retrieve=4, retrieve_block=4`, "
         "without maps; more retrieval is `retrieve=8`, with maps. Finer summaries stand for 4 tokens instead of 8 "
-        "(`segment=4, memory=256`). A step is one of attention transfer, in forward "
-        "passes of the original:\n\n",
+        "(`segment=4, memory=256`), still finer ones for 3 (`segment=3, memory=342`). A step is one of "
+        "attention transfer, in forward passes of the original:\n\n",
         table([*head, "same next token", "needle, top-1"], rows),
         source(result, "transfer_decoder"),
     ]

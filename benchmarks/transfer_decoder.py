@@ -30,9 +30,10 @@ from remixer import LongShort, Remixed
 from remixer.evaluation import agreement, needle, perplexity
 
 LEARNED = LongShort(window=128, sinks=4, maps=True)
-# Other mixers: twice as many summaries over the same reach, and far segments attended to word for word.
+# Other mixers: more summaries over the same reach, and far segments attended to word for word.
 OTHERS = {
     "finer summaries": LongShort(window=128, sinks=4, segment=4, memory=256, maps=True),
+    "still finer summaries": LongShort(window=128, sinks=4, segment=3, memory=342, maps=True),
     "retrieval": LongShort(window=128, sinks=4, retrieve=4, retrieve_block=4),
     "more retrieval": LongShort(window=128, sinks=4, maps=True, retrieve=8),
 }

@@ -155,6 +155,8 @@ def _over_parts(body: fx.GraphModule, cut: tuple[bool, ...]) -> Callable[..., Te
 
     def over_parts(*given: Tensor) -> Tensor:
         tokens, whole = given[: len(cut)], given[len(cut) :]
+        if not all(isinstance(each, Tensor) for each in tokens):  # a length, say
+            return body(*given)
         counts = {each.shape[-2] for each in tokens if each.dim() > 1} - {1}
         size = max(each.nbytes for each in tokens)
         if not all(cut) or len(counts) != 1 or size < WORTH:

@@ -129,6 +129,12 @@ def test_what_is_broadcast(other, small_parts):
     torch.testing.assert_close(by_parts(module)(module, *given), module(*given))
 
 
+def test_a_length_is_no_tensor(small_parts):
+    module = captured(lambda self, a: torch.relu(a / a.shape[1]) * a.shape[1], x(2, 9, 16))
+    given = x(2, 31, 16)
+    torch.testing.assert_close(by_parts(module)(module, given), torch.relu(given))
+
+
 def test_a_weight_that_is_also_added_stays_whole(small_parts):
     module = captured(lambda self, a: torch.relu(F.linear(a, self.weight) + self.weight), x(2, 16, 16))
     given = x(2, 16, 16)

@@ -85,8 +85,7 @@ def runs(graph: fx.Graph) -> list[list[fx.Node]]:
             read = reads(waiting.pop())
             assert read is not None
             for node in read.tokens:
-                inside = node not in taken | run and reads(node) is not None and _read_only_by(node, run)
-                if inside:
+                if node not in run and reads(node) is not None and _read_only_by(node, run):
                     run.add(node)
                     waiting.append(node)
         places = sorted(order[node] for node in run)

@@ -83,8 +83,10 @@ class Remixed(fx.GraphModule):
     def _in_parts(self, *inputs: Any) -> Callable[..., Any] | None:
         """What runs long inputs, if these are, and nothing looks at what it leaves out."""
         tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
-        tokens = [each.numel() // (FEATURES if each.is_floating_point() else 1) for each in tensors]
-        if max(tokens, default=0) < LONG or not plain_inference(*tensors):
+        if not plain_inference(*tensors):  # first: a comparison of sizes would bind a graph that is traced to them
+            return None
+        tokens = (each.numel() // (FEATURES if each.is_floating_point() else 1) for each in tensors)
+        if max(tokens, default=0) < LONG:
             return None
         dropping = any(module.training for module in self.modules() if isinstance(module, Dropout))
         if dropping or self._forward_hooks or self._forward_pre_hooks:

@@ -205,3 +205,16 @@ def test_where_a_model_runs_in_one_piece(how, small_parts, monkeypatch):
     assert "_by_parts" not in small.__dict__
     assert how != "hook" or not out.any()
     assert how != "gradients" or out.requires_grad
+
+
+def test_compiled_and_exported_graphs_are_whole_and_take_any_length():
+    small = remixer.remix(encoder(), "toeplitz", x(2, 30, 16))
+    given = x(1, 4 * remixed_module.LONG + 1, 16)  # as long as what goes in parts
+    with torch.no_grad():
+        wanted = small(given)
+        compiled = torch.compile(small, backend="eager", dynamic=True, fullgraph=True)
+        dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+        exported = torch.export.export(small, (x(2, 30, 16),), dynamic_shapes=(dynamic,)).module()
+        for run in (compiled, exported):
+            run(x(2, 30, 16))
+            torch.testing.assert_close(run(given), wanted, rtol=1e-4, atol=1e-4)

@@ -25,9 +25,13 @@ def modules(*packages: str) -> dict[str, bytes]:
     return {name.as_posix(): path.read_bytes() for path, name in relative.items() if not SKIPPED & set(name.parts)}
 
 
+def by_size(sources: dict[str, bytes]) -> list[str]:
+    """The paths of sources, the largest first."""
+    return sorted(sources, key=lambda name: (-len(sources[name]), name))
+
+
 def split(sources: dict[str, bytes], one_in: int) -> tuple[bytes, bytes]:
     """What to train on and what to test on, each in one piece: of the files, by size, one in so many is held out."""
-    by_size = sorted(sources, key=lambda name: (-len(sources[name]), name))
-    held_out = set(by_size[1::one_in])
+    held_out = set(by_size(sources)[1::one_in])
     train = b"".join(text for name, text in sources.items() if name not in held_out)
     return train, b"".join(text for name, text in sources.items() if name in held_out)

@@ -8,7 +8,7 @@ from pydoc_data import topics
 from typing import Any, NamedTuple
 
 import torch
-from standard_library import modules
+from standard_library import by_size, modules
 from torch import Tensor
 
 HELD_OUT = 5  # of the files by size, one in so many
@@ -21,8 +21,7 @@ def windows(tokenizer: Any, length: int, *, held_out: bool, count: int, most: in
     Modules are split by file: what is held out at one length is held out at all.
     """
     sources = modules()
-    by_size = sorted(sources, key=lambda name: (-len(sources[name]), name))
-    chosen = [name for index, name in enumerate(by_size) if (index % HELD_OUT == 1) == held_out]
+    chosen = [name for index, name in enumerate(by_size(sources)) if (index % HELD_OUT == 1) == held_out]
     found: list[list[int]] = []
     for name in chosen:
         if len(found) >= 4 * count:
@@ -63,10 +62,9 @@ def paragraphs() -> Paragraphs:
     Each in a fixed random order, none twice, and nothing of those that choose and judge among those to learn from.
     """
     sources = modules()
-    by_size = sorted(sources, key=lambda name: (-len(sources[name]), name))
     parts: list[dict[str, None]] = [{}, {}, {}]
     known: set[str] = set()
-    for index, name in sorted(enumerate(by_size), key=lambda each: each[0] % HELD_OUT not in (1, 2)):
+    for index, name in sorted(enumerate(by_size(sources)), key=lambda each: each[0] % HELD_OUT not in (1, 2)):
         source, place = sources[name].decode("utf-8", "ignore"), {1: 1, 2: 2}.get(index % HELD_OUT, 0)
         for text in _docstrings(source) if place else _said(source):
             pieces = textwrap.wrap(text, PIECE)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 aten = torch.ops.aten
+FIRST_OPERAND = 3  # of _ByParts, behind query, added and scale
 
 
 class Columns(NamedTuple):
@@ -92,10 +93,14 @@ class _ByParts(torch.autograd.Function):
             operands = kept
         of_query: Tensor | None = None
         of_operands: list[Tensor | None] = []
-        parts = _parts(operands)
+        parts, size = _parts(operands), len(Columns._fields)
         for number, part in enumerate(parts):
             if added is not None and number == len(parts) - 1:
                 lse = lse - _by_head(added, lse)  # the kernel knows nothing of it
+            of_part = slice(FIRST_OPERAND + number * size, FIRST_OPERAND + (number + 1) * size)
+            if not ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[of_part]):
+                of_operands += [None] * size  # a window of keys that nobody trains
+                continue
             of_rows, *of_columns = aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 *(_rows(each, part) for each in (grad, query)),
                 *_columns(part),
@@ -110,8 +115,8 @@ class _ByParts(torch.autograd.Function):
             of_query = of_rows if of_query is None else of_query.add_(of_rows)
             of_operands += [each.unflatten(0, (query.shape[0], -1)).transpose(1, 2) for each in of_columns]
             of_operands.append(None)
-        assert of_query is not None
-        return _tiles_first(of_query), of_added, None, *of_operands
+        of_query = None if of_query is None else _tiles_first(of_query)
+        return of_query, of_added, None, *of_operands
 
 
 def _parts(operands: Any) -> list[Columns]:

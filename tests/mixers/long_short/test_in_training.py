@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from remixer.mixers import AttentionSpec, LongShort, LongShortMixer
+from remixer.mixers.long_short import attention_by_parts as attention_by_parts_module
 from remixer.mixers.long_short import dispatch
 from remixer.mixers.long_short.attention_by_parts import Columns, attention_by_parts
 from remixer.mixers.long_short.in_training import trainable_by_parts
@@ -56,6 +57,7 @@ CONFIGS = [
     LongShort(window=12, segment=4, memory=None, counted=False),
     LongShort(window=8, rank=0, sinks=0),
     LongShort(window=8, segment=4, rank=2, maps=True, dual_norm="per_head"),
+    LongShort(window=65, segment=3, memory=40, sinks=2),
 ]
 
 
@@ -77,6 +79,43 @@ def test_the_same_in_float32_for_one_sample_and_heads_of_their_own(monkeypatch):
     inputs = operands(333, mixer.spec, 1, torch.float32)
     for ours, theirs in zip(*both(mixer, inputs, None, monkeypatch), strict=True):
         assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("config", CONFIGS[:5], ids=range(5))
+def test_the_mixers_parameters_alone(config, monkeypatch):
+    mixer = mixer_of(config, causal=True)
+    inputs = [each.detach() for each in operands(261, mixer.spec)]
+    found = []
+    for by_parts in (True, False):
+        monkeypatch.setattr(dispatch, "trainable_by_parts", lambda *_, on=by_parts: on)
+        found.append(torch.autograd.grad(mixer(*inputs).square().sum(), [*mixer.parameters()]))
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs)
+
+
+def test_no_gradients_of_a_window_that_nobody_trains(monkeypatch):
+    mixer = mixer_of(LongShort(window=64, segment=4, memory=40), causal=True)
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    columns = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(torch.ops.aten, name)
+
+        def _scaled_dot_product_flash_attention_for_cpu_backward(self, above, query, key, *rest, **options):
+            columns.append(key.shape[2])
+            return backward(above, query, key, *rest, **options)
+
+    monkeypatch.setattr(attention_by_parts_module, "aten", Watched())
+    inputs = operands(300, mixer.spec)
+    mixer(*inputs).sum().backward()
+    everything = columns.copy()
+    columns.clear()
+    mixer(*(each.detach() for each in inputs)).sum().backward()
+    window = 64 + 32
+    assert window in everything
+    assert window not in columns
+    assert len(columns) == 3  # four tiles, four more, and those that no longer look at what lies before the sequence
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from remixer.export.onnx.block_transform import (
     Factors,
+    Spectrum,
     by_rows,
     columns_for,
     factors,
@@ -18,8 +19,10 @@ from remixer.export.onnx.block_transform import (
 )
 from remixer.mixers.key_weights import weighed
 from remixer.mixers.precision import at_least_float32
-from remixer.mixers.toeplitz_kernel import row_sums
 from remixer.mixers.toeplitz_operator import ToeplitzOperator
+
+
+BLOCK = 64  # how many coefficients are added up by one product
 
 
 class LoweredToeplitz(nn.Module):
@@ -43,13 +46,12 @@ class LoweredToeplitz(nn.Module):
         if tokens is None:
             return
         with torch.no_grad():
-            coefficients = mixer.coefficients(tokens)
             turns = factors(columns_for(tokens, self.rows), down, up)
+            circular = _circular(mixer.coefficients(tokens), turns, tokens, self.spec.causal)
             self.register_buffer("across", turns.across, persistent=False)
-            spectrum = _spectrum(coefficients, turns, tokens, self.spec.causal)
-            self.register_buffer("spectrum", spectrum, persistent=False)
+            self.register_buffer("spectrum", torch.stack(transform(circular, turns)), persistent=False)
             if self.normalise:
-                sums, itself = (each.transpose(1, 2) for each in row_sums(coefficients, self.spec.causal))
+                sums, itself = row_sums(circular, tokens, self.spec.causal)
                 self.register_buffer("sums", sums, persistent=False)
                 self.register_buffer("itself", itself, persistent=False)
 
@@ -65,25 +67,34 @@ class LoweredToeplitz(nn.Module):
     ) -> Tensor:
         """See Mixer.forward."""
         assert value is not None
-        T, dtype, causal = value.shape[2], at_least_float32(value.dtype), self.spec.causal
+        T, H, dtype, causal = value.shape[2], self.spec.heads, at_least_float32(value.dtype), self.spec.causal
         tokens = weighed(value, padding, key, self.key_weights)
         sums = itself = None
         if self.mixer is None:
             turns = Factors(*map(self.get_buffer, Factors._fields))
-            spectrum = self.get_buffer("spectrum")
+            spectrum = Spectrum(*self.get_buffer("spectrum").unbind(0))
             if self.normalise:
                 sums, itself = self.get_buffer("sums"), self.get_buffer("itself")
         else:
-            coefficients = self.mixer.coefficients(T)
             turns = factors(columns_for(T, self.rows), self.get_buffer("down"), self.get_buffer("up"))
-            spectrum = _spectrum(coefficients, turns, T, causal)
+            circular = _side_by_side(self.mixer.coefficients_at(_offsets(turns, T, causal)))
+            spectrum = transform(circular, turns)
             if self.normalise:
-                sums, itself = (each.transpose(1, 2) for each in row_sums(coefficients, causal))
-        mixed = _times(spectrum, tokens.values.to(dtype), turns)
+                sums, itself = row_sums(circular, T, causal)
+        mixed = _times(spectrum, tokens.values.to(dtype).transpose(1, 2), turns, H)
         if sums is not None and itself is not None:
-            if tokens.weights is not None:
-                sums = torch.maximum(_times(spectrum, tokens.weights.to(dtype), turns), tokens.least(itself))
-            mixed = mixed / sums
+            sums, itself = (each.unflatten(-1, (H, -1)) for each in (sums, itself))
+            if tokens.weights is None:
+                mixed = mixed / sums
+            elif tokens.own is not None:
+                seen = _times(spectrum, tokens.weights.to(dtype).transpose(1, 2), turns, H)
+                mixed = mixed / torch.maximum(seen, tokens.least(itself.transpose(0, 1)).transpose(1, 2))
+            else:  # samples that lack tokens have sums of their own
+                (lacking,) = torch.where(~tokens.weights.all(2)[:, 0, 0])
+                seen = _sums(spectrum, tokens.weights[lacking, 0, :, 0].to(dtype), turns).unflatten(-1, (H, -1))
+                mended = mixed[lacking] / torch.maximum(seen, itself)
+                mixed = (mixed / sums).index_put((lacking,), mended)
+        mixed = mixed.transpose(1, 2)
         if self.gate is not None:
             operand = query if self.gates == "query" else tokens.value
             assert operand is not None
@@ -91,20 +102,77 @@ class LoweredToeplitz(nn.Module):
         return mixed.to(value.dtype)
 
 
-def _times(spectrum: Tensor, values: Tensor, turns: Factors) -> Tensor:
-    """The Toeplitz matrices of a spectrum times values (B, G or 1, T, E or 1): (B, H, T, E)."""
-    G, T = values.shape[1:3]
-    filled = F.pad(values, (0, 0, 0, turns.rows // 2 * turns.columns - T))
-    of_values = transform(filled, turns)[:, :, None]  # (B, G, 1, kept, 2, columns, E)
-    both = product(of_values, spectrum.unflatten(0, (G, -1))).flatten(1, 2)
-    return inverse(both, turns)[:, :, :T]
+def _side_by_side(coefficients: Tensor) -> Tensor:
+    """(H, E or 1, offsets) to (offsets, H E or H): heads and channels lie side by side, as in a hidden state."""
+    return coefficients.flatten(0, 1).transpose(0, 1)
 
 
-def _spectrum(coefficients: Tensor, turns: Factors, tokens: int, causal: bool) -> Tensor:
-    """Of coefficients (H, E or 1, offsets): (H, kept, 2, columns, E or 1)."""
-    middle = 0 if causal else tokens - 1
-    missing = turns.rows * turns.columns - coefficients.shape[-1]
-    circular = F.pad(coefficients[..., middle:], (0, missing))  # those of keys to come stand at the end
+def _times(spectrum: Spectrum, values: Tensor, turns: Factors, heads: int) -> Tensor:
+    """The Toeplitz matrices of a spectrum times values (B, T, G or 1, E or 1): (B, T, H, E or 1)."""
+    T, G = values.shape[1:3]
+    filled = F.pad(values.flatten(2), (0, 0, 0, turns.rows // 2 * turns.columns - T))
+    of_values = (each.unflatten(-1, (G, 1, -1)) for each in transform(filled, turns))
+    of_heads = (each.unflatten(-1, (G, heads // G, -1)) for each in spectrum)
+    both = product(Spectrum(*of_values), Spectrum(*of_heads))
+    mixed = inverse(Spectrum(*(each.flatten(-3) for each in both)), turns)
+    return mixed[:, :T].unflatten(-1, (heads, -1))
+
+
+def _sums(spectrum: Spectrum, exist: Tensor, turns: Factors) -> Tensor:
+    """The sums of rows over tokens that exist, (B, T) of 0 and 1: (B, T, H E or H). There may be no sample.
+
+    They stand side by side: onnxruntime refuses a product of no matrices, but not one of no columns.
+    """
+    B, T = exist.shape
+    filled = F.pad(exist, (0, turns.rows // 2 * turns.columns - T)).transpose(0, 1)
+    of_exist = (each[..., None] for each in transform(filled, turns))
+    both = product(Spectrum(*of_exist), Spectrum(*(each[..., None, :] for each in spectrum)))
+    sums = inverse(Spectrum(*(each.flatten(-2) for each in both)), turns)[:T]
+    return sums.unflatten(-1, (B, spectrum.real.shape[-1])).transpose(0, 1)
+
+
+def _offsets(turns: Factors, tokens: int, causal: bool) -> Tensor:
+    """The offset at each place of a circle: those of keys to come stand at the end, beyond the ends is no matter."""
+    place = torch.arange(turns.rows // 2 * turns.columns, device=turns.down.device)
+    past = place.clamp(max=tokens - 1)
+    return past if causal else torch.cat([past, (place - place[-1:] - 1).clamp(min=1 - tokens)])
+
+
+def _circular(coefficients: Tensor, turns: Factors, tokens: int, causal: bool) -> Tensor:
+    """Coefficients (H, E or 1, offsets) at the places of `_offsets`, 0 beyond the ends: (places, H E or H)."""
+    beside, half = _side_by_side(coefficients), turns.rows // 2 * turns.columns
+    if causal:
+        return F.pad(beside, (0, 0, 0, half - tokens))
+    past, to_come = beside[tokens - 1 :], beside[: tokens - 1]
+    return torch.cat([F.pad(past, (0, 0, 0, 2 * half - len(beside))), to_come])
+
+
+def row_sums(circular: Tensor, tokens: int, causal: bool) -> tuple[Tensor, Tensor]:
+    """The sum of each row over all keys (T, n), and what each query gives itself (1, n), never 0.
+
+    Sums within blocks and those of blocks are matrix products: onnxruntime adds up one number after the other.
+
+    Args:
+        circular: positive coefficients at the places of `_offsets`, (places, n).
+        tokens: T.
+        causal: whether there are those of keys to come.
+    """
+    blocks = circular.unflatten(0, (1 if causal else 2, -1, BLOCK))  # (halves, blocks, BLOCK, n)
+    dtype, device, many = circular.dtype, circular.device, blocks.shape[1]
+    within = _triangles(torch.arange(BLOCK, device=device), dtype, causal, 1)[:, None] @ blocks
+    beyond = _triangles(torch.arange(many, device=device), dtype, causal, 0) @ blocks.sum(2)
+    both = (within + beyond[:, :, None]).flatten(1, 2)
+    sums = both[0, :tokens]
     if not causal:
-        circular = torch.cat([circular, coefficients[..., :middle]], -1)
-    return transform(circular.transpose(1, 2), turns)
+        sums = sums + both[1, BLOCK * many - tokens :]
+    tiny = torch.finfo(dtype).tiny
+    return sums.clamp(min=tiny), circular[:1].clamp(min=tiny)
+
+
+def _triangles(place: Tensor, dtype: torch.dtype, causal: bool, diagonal: int) -> Tensor:
+    """Which places come before each, itself included if diagonal is 1, and which behind it: (1 or 2, n, n)."""
+    behind = place[:, None] - place
+    triangles = [behind > -diagonal]
+    if not causal:
+        triangles.append(behind < 0)
+    return torch.stack(triangles).to(dtype)

@@ -38,6 +38,11 @@ class PositionEncoder(nn.Module):
         """What the encoder is evaluated in: float32, or float64 where its parameters are."""
         return at_least_float32(self.first.weight.dtype)
 
+    @property
+    def like(self) -> Tensor:
+        """A number of the dtype and on the device that the encoder is evaluated in and on."""
+        return torch.empty((), dtype=self.dtype, device=self.first.weight.device)
+
     def forward(self, offsets: Tensor) -> Tensor:
         """The coefficients of some offsets.
 
@@ -50,6 +55,11 @@ class PositionEncoder(nn.Module):
         with unrounded(offsets.device):
             weight, bias = self.last.weight.to(self.dtype), self.last.bias.to(self.dtype)
             return torch.addmm(bias[:, None], weight, self.features(offsets).t())
+
+    def beside(self, offsets: Tensor) -> Tensor:
+        """What `forward` gives, those of one offset side by side: (n, out)."""
+        with unrounded(offsets.device):
+            return self._linear(self.last, self.features(offsets))
 
     def features(self, offsets: Tensor) -> Tensor:
         """What the last layer reads of each offset: (n, r) in `dtype`."""

@@ -99,10 +99,7 @@ class ToeplitzMixer(ToeplitzOperator):
 
     def coefficients(self, tokens: int) -> Tensor:
         """See ToeplitzOperator.coefficients."""
-        return self.coefficients_at(self.offsets(tokens))
-
-    def coefficients_at(self, offsets: Tensor) -> Tensor:
-        """t_k for these offsets k, (offsets,): (H, E or 1, offsets), in float32 at least."""
+        offsets = self.offsets(tokens)
         return self._coefficients(offsets, self.fade(offsets))
 
     def reach(self, dtype: torch.dtype) -> int | None:

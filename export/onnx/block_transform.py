@@ -13,30 +13,35 @@ imaginary parts of frequency f + rows * c at [f, c], f = 0..rows / 2.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# How many rows suit sequences of up to so many tokens: both products are to be of about the same size. The second's
-# matrices hold 8 (2 tokens)^2 / rows bytes in float32.
-SUITABLE = {8_192: 128, 32_768: 256}
-MANY, ANY = 512, 256  # of longer sequences, and where it isn't known how long they will be
+LEAST = 64  # rows
+STEPS = (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576)  # for more tokens than each of them there are twice as many
 
 
-def rows_for(most: int | None) -> int:
-    """How many rows suit sequences of so many tokens at most.
+def sizes_for(tokens: int) -> tuple[int, int]:
+    """Rows and columns for twice as many numbers as tokens, so that products with coefficients don't wrap around.
+
+    There are about twice the square root of that many rows: both products are then of about the same size, and the
+    second's matrices hold 8 (2 tokens)^2 / rows bytes in float32. In a graph, which computes them from the number of
+    tokens, both are whole numbers that nothing else is known of.
 
     Examples:
-        >>> [rows_for(tokens) for tokens in (1, 8192, 10_000, 100_000, None)]
-        [128, 128, 256, 512, 256]
+        >>> [sizes_for(tokens) for tokens in (1, 1024, 1025, 10_000, 100_000)]
+        [(64, 1), (64, 32), (128, 17), (256, 79), (1024, 196)]
     """
-    return ANY if most is None else next((rows for tokens, rows in SUITABLE.items() if most <= tokens), MANY)
-
-
-def columns_for(tokens: int, rows: int) -> int:
-    """How many columns a sequence needs so that the product with 2 * tokens - 1 coefficients doesn't wrap around."""
-    return (2 * tokens + rows - 1) // rows
+    number = torch.scalar_tensor(tokens, dtype=torch.int64)
+    half: Any = LEAST // 2
+    for place, step in enumerate(STEPS):
+        half = half + (number > step) * (LEAST // 2 << place)
+    rows, columns = 2 * half.item(), ((number + half - 1) // half).item()
+    torch._check(rows >= LEAST)
+    torch._check(columns >= 1)
+    torch._check(rows // 2 * columns >= tokens)
+    return rows, columns
 
 
 class Factors(NamedTuple):
@@ -76,32 +81,37 @@ class Spectrum(NamedTuple):
     imaginary: Tensor
 
 
-def by_rows(rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The first two factors, which are the same for all lengths."""
-    kept, row = torch.arange(rows // 2 + 1), torch.arange(rows)
-    like = torch.empty((), dtype=dtype)
-    turns = _turns(kept[:, None] * row % rows, torch.tensor([rows]), like)
-    down = turns * torch.tensor([1.0, -1.0], dtype=dtype)[:, None]
+def by_rows(rows: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The first two factors."""
+    kept, row = (torch.arange(size, device=like.device) for size in (rows // 2 + 1, rows))
+    number = row[-1:] + 1
+    turns = _turns(_remainder(kept[:, None] * row, number), number, like)
+    down = turns * torch.tensor([1.0, -1.0], dtype=like.dtype, device=like.device)[:, None]
     # Each row but the first and the last stands for its conjugate too.
-    weight = torch.where((kept == 0) | (kept == rows // 2), 1.0, 2.0).to(dtype)[:, None, None]
-    up = (down[..., : rows // 2] * weight).flatten(0, 1).transpose(0, 1) / rows
+    ends = (kept == 0) | (kept == kept[-1:])
+    weight = torch.where(ends, 1.0, 2.0).to(like.dtype)[:, None, None]
+    up = (down[..., : rows // 2] * weight).flatten(0, 1).transpose(0, 1) / number
     return down, up.contiguous()
 
 
-def factors(columns: int, down: Tensor, up: Tensor) -> Factors:
-    """The factors for rows * columns numbers, given those that `by_rows` gives."""
-    rows = down.shape[2]
-    kept, column = (torch.arange(size, device=down.device) for size in (rows // 2 + 1, columns))
+def factors(tokens: int, like: Tensor) -> Factors:
+    """The factors for sequences of twice as many numbers, of a dtype and on a device."""
+    rows, columns = sizes_for(tokens)
+    down, up = by_rows(rows, like)
+    kept, column = (torch.arange(size, device=like.device) for size in (rows // 2 + 1, columns))
     number = column[-1:] + 1
-    product = column[:, None] * column
     # Reduced as whole numbers, since a float32 has no digits left for the angle of a large one.
-    cosine, sine = _turns(product - product // number * number, number, down).unbind(1)
-    of_row = _turns(kept[:, None] * column, number * rows, down)[:, :, None]  # (kept, 2, 1, columns)
+    cosine, sine = _turns(_remainder(column[:, None] * column, number), number, down).unbind(1)
+    of_row = _turns(kept[:, None] * column, number * 2 * kept[-1:], down)[:, :, None]  # (kept, 2, 1, columns)
     turned_cosine, turned_sine = of_row.unbind(1)
     real = cosine * turned_cosine - sine * turned_sine  # of the sums of both angles
     imaginary = sine * turned_cosine + cosine * turned_sine
     across = torch.cat([torch.cat([real, imaginary], 2), torch.cat([-imaginary, real], 2)], 1)
     return Factors(down, up, across)
+
+
+def _remainder(product: Tensor, number: Tensor) -> Tensor:
+    return product - product // number * number
 
 
 def _turns(part: Tensor, whole: Tensor, like: Tensor) -> Tensor:

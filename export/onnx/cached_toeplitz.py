@@ -11,8 +11,6 @@ from remixer.mixers.base import State
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.toeplitz import ToeplitzMixer
 
-PROMPT = 8192  # tokens that are taken in at once: longer prompts only take longer than they could
-
 
 class CachedToeplitz(ToeplitzMixer):
     """The numbers of a Toeplitz mixer in eval mode. A token costs what the tokens before it do, no more.
@@ -40,7 +38,7 @@ class CachedToeplitz(ToeplitzMixer):
         source: Tensor | None = None,
     ) -> Tensor:
         """See Mixer.forward."""
-        mixed: Tensor = LoweredToeplitz(self, None, PROMPT)(query, key, value, padding=padding)
+        mixed: Tensor = LoweredToeplitz(self, None)(query, key, value, padding=padding)
         return mixed
 
     def remembers(self, length: int) -> int:

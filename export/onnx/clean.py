@@ -11,6 +11,7 @@ def clean(model: Any) -> None:
 
     _residuals_as_sums(model)
     _quotients(model)
+    _without_moves(model)
     _without_traces(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
@@ -42,6 +43,17 @@ def _quotients(model: Any) -> None:
                 node.replace_input_with(0, other)
                 node.replace_input_with(1, root)
                 break
+
+
+def _without_moves(model: Any) -> None:
+    """Transposes that leave all axes where they are copy their input."""
+    import onnx_ir as ir
+
+    for node in model.graph:
+        if node.op_type == "Transpose" and not node.domain:
+            order = node.attributes.get_ints("perm", ())
+            if order and tuple(order) == tuple(range(len(order))):
+                ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0], replace_graph_outputs=True)
 
 
 def _without_traces(model: Any) -> None:

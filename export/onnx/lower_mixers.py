@@ -15,7 +15,7 @@ from remixer.mixers.base import Mixer
 from remixer.mixers.frequency_toeplitz import FrequencyToeplitzMixer
 from remixer.mixers.long_short.mixer import LongShortMixer
 from remixer.mixers.toeplitz import ToeplitzMixer
-from remixer.rewrite.program import Program, shape_of
+from remixer.rewrite.program import Program
 
 
 def lower_mixers(program: Program, *, steps: bool = False) -> Program:
@@ -41,7 +41,7 @@ def lower_mixers(program: Program, *, steps: bool = False) -> Program:
 
 def _toeplitz(mixer: Mixer, node: fx.Node, program: Program) -> nn.Module:
     assert isinstance(mixer, ToeplitzMixer)
-    return LoweredToeplitz(mixer, _fixed_length(node), _greatest_length(node, program))
+    return LoweredToeplitz(mixer, _fixed_length(node))
 
 
 def _frequency_toeplitz(mixer: Mixer, node: fx.Node, program: Program) -> nn.Module:
@@ -66,13 +66,6 @@ def _fixed_length(node: fx.Node) -> int | None:
     value = node.meta.get("val")
     tokens = value.shape[2] if isinstance(value, torch.Tensor) else None
     return tokens if isinstance(tokens, int) else None
-
-
-def _greatest_length(node: fx.Node, program: Program) -> int | None:
-    """How many tokens a mixer sees at most, or None if nothing limits that."""
-    shape = shape_of(node)
-    limit = program.limits.get(shape[2]) if shape is not None else None
-    return None if limit is None else limit[1]
 
 
 _LOWERED: dict[type[Mixer], Callable[[Mixer, fx.Node, Program], nn.Module]] = {

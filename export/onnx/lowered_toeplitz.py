@@ -9,20 +9,17 @@ from torch import Tensor, nn
 from remixer.export.onnx.block_transform import (
     Factors,
     Spectrum,
-    by_rows,
-    columns_for,
     factors,
     inverse,
     product,
-    rows_for,
     transform,
 )
 from remixer.mixers.key_weights import weighed
 from remixer.mixers.precision import at_least_float32
+from remixer.mixers.toeplitz import ToeplitzMixer
 from remixer.mixers.toeplitz_operator import ToeplitzOperator
 
-
-BLOCK = 64  # how many coefficients are added up by one product
+BLOCK = 32  # coefficients that are added up by one product
 
 
 class LoweredToeplitz(nn.Module):
@@ -31,24 +28,22 @@ class LoweredToeplitz(nn.Module):
     Args:
         mixer: is read, and its encoder, gate and key weights are shared.
         tokens: the length, where it is fixed: what depends on it alone is then computed here, once.
-        most: else the greatest length, if that is known.
     """
 
-    def __init__(self, mixer: ToeplitzOperator, tokens: int | None, most: int | None = None) -> None:
+    def __init__(self, mixer: ToeplitzOperator, tokens: int | None) -> None:
         super().__init__()
         self.spec, self.normalise, self.gates = mixer.spec, mixer.normalise, mixer.config.gate
         self.gate, self.key_weights = mixer.gate, mixer.key_weights
-        self.mixer = mixer if tokens is None else None
-        self.rows = rows_for(most if tokens is None else tokens)
-        down, up = by_rows(self.rows, mixer.encoder.dtype)
-        self.register_buffer("down", down, persistent=False)
-        self.register_buffer("up", up, persistent=False)
+        self.mixer: ToeplitzMixer | None = None
         if tokens is None:
+            assert isinstance(mixer, ToeplitzMixer)
+            self.mixer = mixer
             return
         with torch.no_grad():
-            turns = factors(columns_for(tokens, self.rows), down, up)
+            turns = factors(tokens, mixer.encoder.like)
             circular = _circular(mixer.coefficients(tokens), turns, tokens, self.spec.causal)
-            self.register_buffer("across", turns.across, persistent=False)
+            for name, factor in zip(Factors._fields, turns, strict=True):
+                self.register_buffer(name, factor, persistent=False)
             self.register_buffer("spectrum", torch.stack(transform(circular, turns)), persistent=False)
             if self.normalise:
                 sums, itself = row_sums(circular, tokens, self.spec.causal)
@@ -76,8 +71,8 @@ class LoweredToeplitz(nn.Module):
             if self.normalise:
                 sums, itself = self.get_buffer("sums"), self.get_buffer("itself")
         else:
-            turns = factors(columns_for(T, self.rows), self.get_buffer("down"), self.get_buffer("up"))
-            circular = _side_by_side(self.mixer.coefficients_at(_offsets(turns, T, causal)))
+            turns = factors(T, self.mixer.encoder.like)
+            circular = _coefficients(self.mixer, _offsets(turns, T, causal))
             spectrum = transform(circular, turns)
             if self.normalise:
                 sums, itself = row_sums(circular, T, causal)
@@ -91,8 +86,9 @@ class LoweredToeplitz(nn.Module):
                 mixed = mixed / torch.maximum(seen, tokens.least(itself.transpose(0, 1)).transpose(1, 2))
             else:  # samples that lack tokens have sums of their own
                 (lacking,) = torch.where(~tokens.weights.all(2)[:, 0, 0])
-                seen = _sums(spectrum, tokens.weights[lacking, 0, :, 0].to(dtype), turns).unflatten(-1, (H, -1))
-                mended = mixed[lacking] / torch.maximum(seen, itself)
+                exist = tokens.weights[:, 0, :, 0].index_select(0, lacking).to(dtype)
+                seen = _sums(spectrum, exist, turns).unflatten(-1, (H, -1))
+                mended = mixed.index_select(0, lacking) / torch.maximum(seen, itself)
                 mixed = (mixed / sums).index_put((lacking,), mended)
         mixed = mixed.transpose(1, 2)
         if self.gate is not None:
@@ -136,6 +132,18 @@ def _offsets(turns: Factors, tokens: int, causal: bool) -> Tensor:
     place = torch.arange(turns.rows // 2 * turns.columns, device=turns.down.device)
     past = place.clamp(max=tokens - 1)
     return past if causal else torch.cat([past, (place - place[-1:] - 1).clamp(min=1 - tokens)])
+
+
+def _coefficients(mixer: ToeplitzMixer, offsets: Tensor) -> Tensor:
+    """The mixer's coefficients at these offsets, (places, H E or H), made where they are to lie."""
+    fade, place = mixer.fade(offsets), offsets[:, None]
+    fade = fade[:, None] if fade.dim() == 1 else fade.flatten(0, 1).transpose(0, 1)
+    encoded = mixer.encoder.beside(offsets)
+    if not mixer.normalise:
+        return mixer.seen(encoded * fade.exp(), place, 0.0)
+    logs = mixer.seen(encoded + fade, place, -torch.inf)
+    largest = logs.unflatten(0, (-1, BLOCK)).amax(1).amax(0)  # onnxruntime does one step in ten times as long
+    return (logs - largest).exp()
 
 
 def _circular(coefficients: Tensor, turns: Factors, tokens: int, causal: bool) -> Tensor:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 
 aten = torch.ops.aten
+_RESHAPING = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default)
 
 
 def respell(source: ExportedProgram) -> None:
@@ -24,10 +26,21 @@ def respell(source: ExportedProgram) -> None:
         elif node.target is aten.unsqueeze.default and _value(node).is_complex():
             tensor, dim = node.args
             node.target, node.args = aten.stack.default, ([tensor], dim)
+        elif node.target in _RESHAPING and _changes_no_shape(node):
+            node.replace_all_uses_with(node.args[0])  # so that what it stood between can be put together
+            graph.erase_node(node)
         elif torch.Tag.pointwise in getattr(node.target, "tags", ()) and _is_bfloat16(node):
             _through_float32(graph, node)
     graph.lint()
     source.graph_module.recompile()
+
+
+def _changes_no_shape(node: fx.Node) -> bool:
+    """Whether a tensor keeps its sizes, whatever they are."""
+    before, after = _value(node.args[0]).shape, _value(node).shape
+    return len(before) == len(after) and all(
+        statically_known_true(old == new) for old, new in zip(before, after, strict=True)
+    )
 
 
 def _number_minus_integers(graph: fx.Graph, node: fx.Node) -> None:

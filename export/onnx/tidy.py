@@ -14,7 +14,9 @@ def tidy(model: Any) -> None:
     import onnx_ir.passes.common as common
     from onnxscript import optimizer
 
+    own = {*model.graph.inputs, *(value for node in model.graph for value in node.outputs)}
     common.InlinePass()(model)
+    _sizes_of_inputs(model, own)
     optimizer.fold_constants(model, onnx_shape_inference=True)
     for each in (
         common.RemoveUnusedNodesPass(),
@@ -28,3 +30,30 @@ def tidy(model: Any) -> None:
         common.NameFixPass(),
     ):
         each(model)
+
+
+def _sizes_of_inputs(model: Any, own: set[Any]) -> None:
+    """Sizes that inputs have too are read from these, so that what follows from a size is computed once.
+
+    Args:
+        model: an onnx_ir.Model.
+        own: values of which sizes of one name are the same; those of functions had names of their own.
+    """
+    import onnx_ir as ir
+
+    known: dict[str, tuple[Any, int]] = {}
+    for value in model.graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and size.value is not None:
+                known.setdefault(size.value, (value, axis))
+    for node in model.graph:
+        value = node.inputs[0] if node.op_type == "Shape" and not node.domain else None
+        if value is None or value not in own or value.shape is None:
+            continue
+        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(value.shape))
+        size = value.shape[start] if 0 <= start == end - 1 < len(value.shape) else None
+        if isinstance(size, ir.SymbolicDim) and size.value in known:
+            source, axis = known[size.value]
+            node.replace_input_with(0, source)
+            node.attributes["start"] = ir.AttrInt64("start", axis)
+            node.attributes["end"] = ir.AttrInt64("end", axis + 1)

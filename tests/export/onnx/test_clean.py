@@ -39,6 +39,9 @@ NORM = "{ s = Mul(x, x) m = Sigmoid(s) r = Sqrt(m) q = Reciprocal(r) n = Mul(%s)
         ("{ s = Sigmoid(x) r = Sqrt(s) q = Reciprocal(r) y = Add(x, q) }", {}, {}),  # no factor
         ("{ a = Add(x, x) y = LayerNormalization(a, w) }", {"Add": 1}, {"Sum": 1}),
         ("{ a = Add(x, x) y = Sigmoid(a) }", {}, {}),
+        ("{ t = Transpose<perm=[0, 1]>(x) y = Sigmoid(t) }", {"Transpose": 1}, {}),
+        ("{ s = Sigmoid(x) y = Transpose<perm=[0, 1]>(s) }", {"Transpose": 1}, {}),
+        ("{ t = Transpose<perm=[1, 0]>(x) s = Sigmoid(t) y = Transpose(s) }", {}, {}),
     ],
 )
 def test_before_and_after(text, gone, come, tmp_path):

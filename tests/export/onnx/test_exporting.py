@@ -57,7 +57,7 @@ def test_a_file_runs_at_any_size_and_gives_torchs_numbers(written):
     assert manifest.trials >= 12
     assert manifest.error < 1e-4
     session = Session(path)
-    for T, B in ((1, 1), (7, 2), (33, 1), (131, 2), (700, 1)):
+    for T, B in ((1, 1), (7, 2), (33, 1), (131, 2), (700, 1), (1100, 2)):
         call = inputs(T, B)
         call["mask"][-1, T - T // 3 :] = 0
         with torch.no_grad():

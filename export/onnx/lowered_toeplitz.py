@@ -169,10 +169,10 @@ def row_sums(circular: Tensor, tokens: int, causal: bool) -> tuple[Tensor, Tenso
     dtype, device, many = circular.dtype, circular.device, blocks.shape[1]
     within = _triangles(torch.arange(BLOCK, device=device), dtype, causal, 1)[:, None] @ blocks
     beyond = _triangles(torch.arange(many, device=device), dtype, causal, 0) @ blocks.sum(2)
-    both = (within + beyond[:, :, None]).flatten(1, 2)
-    sums = both[0, :tokens]
+    both = (within + beyond[:, :, None]).flatten(0, 2)
+    sums = both[:tokens]
     if not causal:
-        sums = sums + both[1, BLOCK * many - tokens :]
+        sums = sums + both[2 * BLOCK * many - tokens :]
     tiny = torch.finfo(dtype).tiny
     return sums.clamp(min=tiny), circular[:1].clamp(min=tiny)
 

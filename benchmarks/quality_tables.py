@@ -46,14 +46,14 @@ def transfer_decoder() -> list[str]:
         rows.append([name, steps, step, f"{row['before']:.3f}", *ratios, f"{row['agreement']['top1']:.3f}", needle])
     lengths = (f"{text} tokens" if text != "manual" else "the manual" for text in texts)
     head = ["", "steps", "a step", "before", *lengths]
+    kept = ", ".join(f"{len(row['kept'])} sites" for row in result["rows"].values() if "kept" in row)
     return [
-        "\nThe same model with `LongShort(window=128, sinks=4, maps=True)`, which reaches back about 1,150 tokens, "
-        "after `remixer.transfer` on other modules at 1,024 tokens: perplexity by that of full attention on the same "
-        "held-out windows (± standard error of its logarithm), how often the most probable next token is the same, "
-        "and how many tokens of a secret 300 to 400 back are found. Retrieval is `retrieve=4, retrieve_block=4`, "
-        "without maps; more retrieval is `retrieve=8`, with maps. Finer summaries stand for 4 tokens instead of 8 "
-        "(`segment=4, memory=256`), still finer ones for 3 (`segment=3, memory=342`). A step is one of "
-        "attention transfer, in forward passes of the original:\n\n",
+        "\nThe same model with `LongShort(window=128, sinks=4, segment=3, memory=342, maps=True)`, which reaches back "
+        "about 1,150 tokens, after `remixer.transfer` on other modules at 1,024 tokens: perplexity by that of full "
+        "attention on the same held-out windows (± standard error of its logarithm), how often the most probable next "
+        "token is the same, and how many tokens of a secret 300 to 400 back are found. "
+        f"The plan keeps {kept}; with retrieval it is `LongShort(window=128, sinks=4, maps=True, retrieve=8)`. "
+        "A step is one of attention transfer, in forward passes of the original:\n\n",
         table([*head, "same next token", "needle, top-1"], rows),
         source(result, "transfer_decoder"),
     ]

@@ -29,21 +29,17 @@ import remixer
 from remixer import LongShort, Remixed
 from remixer.evaluation import agreement, needle, perplexity
 
-LEARNED = LongShort(window=128, sinks=4, maps=True)
-# Other mixers: more summaries over the same reach, and far segments attended to word for word.
-OTHERS = {
-    "finer summaries": LongShort(window=128, sinks=4, segment=4, memory=256, maps=True),
-    "still finer summaries": LongShort(window=128, sinks=4, segment=3, memory=342, maps=True),
-    "retrieval": LongShort(window=128, sinks=4, maps=True, retrieve=8),
-}
-KEPT = "still finer summaries, 8 sites kept"
-VARIANTS = ("all sites", *OTHERS, KEPT)
+# Window and summaries of 3 tokens each over 1,154 tokens; and those of 8 with far segments attended to word for word.
+FINER = LongShort(window=128, sinks=4, segment=3, memory=342, maps=True)
+RETRIEVAL = LongShort(window=128, sinks=4, maps=True, retrieve=8)
+EVERYWHERE, KEPT = "long_short on all sites", "long_short where a plan keeps up to 8 sites"
+VARIANTS = {EVERYWHERE: FINER, KEPT: FINER, "long_short with retrieval on all sites": RETRIEVAL}
 
 
 def made(name: str, model: Any, data: list[dict[str, Tensor]], minutes: float, validation: Any) -> tuple[Remixed, Any]:
     """One variant, transferred, and how that went."""
     example = padded_batch(2, 64, 1000)
-    mixer: Any = OTHERS.get(name, LEARNED)
+    mixer: Any = VARIANTS[name]
     told: dict[str, Any] = {}
     if name == KEPT:
         start = time.perf_counter()
@@ -51,7 +47,7 @@ def made(name: str, model: Any, data: list[dict[str, Tensor]], minutes: float, v
             model,
             example,
             data,
-            mixers=[OTHERS["still finer summaries"]],
+            mixers=[FINER],
             budget=8.5 / 30,
             length=10**6,
             transfer_steps=24,
@@ -113,7 +109,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "transfer_decoder.json")
     options = parser.parse_args()

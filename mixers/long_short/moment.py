@@ -88,9 +88,9 @@ def _moment(time: Tensor, rings: Rings) -> Moment:
     if not rings.levels:
         return Moment(slot, near, start, nothing, nothing.bool(), nothing[None], nothing[None].bool())
     level = torch.arange(rings.levels, device=device)
-    node = (time // config.segment) >> level
-    place = node % rings.nodes
     sizes = torch.tensor([config.segment << each for each in range(rings.levels)], device=device)
+    node = time.div(sizes, rounding_mode="floor")
+    place = node % rings.nodes
     held = node[:, None] - (place[:, None] - torch.arange(rings.nodes, device=device)) % rings.nodes
     memory = Memory(config.memory, config.per_size, rings.nodes, rings.levels)
     bounds = memory.visible(first.div(config.segment, rounding_mode="floor"))

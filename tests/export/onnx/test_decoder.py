@@ -60,7 +60,7 @@ MIXERS = {
     "weighed": Toeplitz(weigh="key"),
     "weighed_by_head": Toeplitz(weigh="key", per="head", gate="value"),
 }
-QUICK = 1
+QUICK = 3
 EACH = [pytest.param(name, marks=[] if i < QUICK else pytest.mark.slow) for i, name in enumerate(MIXERS)]
 
 

@@ -8,8 +8,9 @@ from remixer.mixers.eager import plain_inference
 from remixer.mixers.long_short.flex import mix_by_blocks, usable
 from remixer.mixers.long_short.in_cache import mix_in_cache
 from remixer.mixers.long_short.in_training import mix_in_training, trainable_by_parts
+from remixer.mixers.long_short.retrieval import Chosen
 from remixer.mixers.long_short.sight import Sight, Tokens
-from remixer.mixers.long_short.tiled_attention import mix_at_once
+from remixer.mixers.long_short.tiled_attention import mix_at_once, mix_with_retrieved
 
 
 def mix(
@@ -37,3 +38,27 @@ def mix(
     if trainable_by_parts(query, keys, values, sight.spec, offsets, dropout):
         return mix_in_training(query, keys, values, sight, added, masked=masked)
     return mix_at_once(query, keys, values, sight, added, offsets, masked=masked, dropout=dropout)
+
+
+def mix_retrieving(
+    query: Tensor,
+    keys: Tokens,
+    values: Tokens,
+    sight: Sight,
+    added: Tensor | None,
+    offsets: Tensor | None,
+    chosen: Chosen,
+    *,
+    masked: bool,
+    dropout: float,
+) -> Tensor:
+    """With far segments that were chosen: by parts in training on a CPU, else as one softmax.
+
+    See `mix_with_retrieved`.
+
+    Returns:
+        (B, H, T, E).
+    """
+    if trainable_by_parts(query, keys, values, sight.spec, offsets, dropout):
+        return mix_in_training(query, keys, values, sight, added, chosen, masked=masked)
+    return mix_with_retrieved(query, keys, values, sight, added, offsets, chosen, dropout=dropout)

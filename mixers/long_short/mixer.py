@@ -14,7 +14,7 @@ from remixer.mixers.base import Mixer, Order, State, Unsupported
 from remixer.mixers.eager import all_exist, untraced
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.long_short.config import LongShort
-from remixer.mixers.long_short.dispatch import mix
+from remixer.mixers.long_short.dispatch import mix, mix_retrieving
 from remixer.mixers.long_short.dual_norm import dual_norm
 from remixer.mixers.long_short.reference import long_short_reference
 from remixer.mixers.long_short.retrieval import choose
@@ -22,7 +22,6 @@ from remixer.mixers.long_short.sight import Sight, Tokens, covers
 from remixer.mixers.long_short.stream import Stream
 from remixer.mixers.long_short.stream_start import after_summaries, after_tokens
 from remixer.mixers.long_short.summaries import pool
-from remixer.mixers.long_short.tiled_attention import mix_with_retrieved
 from remixer.mixers.long_short.whole import Whole
 from remixer.mixers.masks import allowed_keys, existing_tokens
 from remixer.mixers.registry import register
@@ -171,7 +170,9 @@ class LongShortMixer(Mixer):
         keys, values = sight.tokens(near_key, far_key), sight.tokens(near_value, far_value)
         if self.retrieve and not whole:
             chosen = choose(query, near_key, sight.exist, spec, config)
-            return mix_with_retrieved(query, keys, values, sight, self.summary_bias, bias, chosen, dropout=dropout)
+            return mix_retrieving(
+                query, keys, values, sight, self.summary_bias, bias, chosen, masked=padding is not None, dropout=dropout
+            )
         return self.mix(query, keys, values, sight, bias, masked=padding is not None, dropout=dropout)
 
     def mix(

@@ -58,6 +58,10 @@ CONFIGS = [
     LongShort(window=8, rank=0, sinks=0),
     LongShort(window=8, segment=4, rank=2, maps=True, dual_norm="per_head"),
     LongShort(window=65, segment=3, memory=40, sinks=2),
+    LongShort(window=64, segment=4, memory=30, sinks=2, retrieve=3),
+    LongShort(window=64, segment=4, memory="dyadic", retrieve=2, retrieve_block=4, rank=2),
+    LongShort(window=72, segment=4, rank=0, retrieve=3, retrieve_block=8),
+    LongShort(window=66, segment=3, memory=20, retrieve=2, retrieve_block=6, counted=False),
 ]
 
 

@@ -60,9 +60,9 @@ def test_float32_loses_nothing_up_to_where_the_largest_score_is_subtracted():
             assert_close(mixer(query * size, key * size, value), expected.float())
 
 
-@pytest.mark.parametrize("window", [64, 72, 80])
+@pytest.mark.parametrize("window", [64, 65, 72, 80])
 @pytest.mark.parametrize("memory", [2, 40, "dyadic", None])
-@pytest.mark.parametrize("segment", [1, 8, 12])
+@pytest.mark.parametrize("segment", [1, 3, 8, 12])
 def test_half_tiles_of_causal_windows(window, memory, segment):
     config = LongShort(window=window, segment=segment, memory=memory, per_size=3, rank=2, sinks=3)
     mixer = mixer_of(config, causal=True, kv_heads=4)

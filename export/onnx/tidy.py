@@ -16,7 +16,8 @@ def tidy(model: Any) -> None:
 
     own = {*model.graph.inputs, *(value for node in model.graph for value in node.outputs)}
     common.InlinePass()(model)
-    _sizes_of_inputs(model, own)
+    _without_names_of_functions(model, own)
+    _sizes_of_inputs(model)
     optimizer.fold_constants(model, onnx_shape_inference=True)
     for each in (
         common.RemoveUnusedNodesPass(),
@@ -32,13 +33,20 @@ def tidy(model: Any) -> None:
         each(model)
 
 
-def _sizes_of_inputs(model: Any, own: set[Any]) -> None:
-    """Sizes that inputs have too are read from these, so that what follows from a size is computed once.
+def _without_names_of_functions(model: Any, own: set[Any]) -> None:
+    """Shapes with names that meant something in a function: onnxruntime takes sizes of one name for the same.
 
     Args:
         model: an onnx_ir.Model.
-        own: values of which sizes of one name are the same; those of functions had names of their own.
+        own: values that were in no function.
     """
+    for value in (each for node in model.graph for each in node.outputs):
+        if value not in own and value.shape is not None and not value.shape.is_static():
+            value.shape = None
+
+
+def _sizes_of_inputs(model: Any) -> None:
+    """Sizes that inputs have too are read from these, so that what follows from a size is computed once."""
     import onnx_ir as ir
 
     known: dict[str, tuple[Any, int]] = {}
@@ -48,7 +56,7 @@ def _sizes_of_inputs(model: Any, own: set[Any]) -> None:
                 known.setdefault(size.value, (value, axis))
     for node in model.graph:
         value = node.inputs[0] if node.op_type == "Shape" and not node.domain else None
-        if value is None or value not in own or value.shape is None:
+        if value is None or value.shape is None:
             continue
         start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(value.shape))
         size = value.shape[start] if 0 <= start == end - 1 < len(value.shape) else None

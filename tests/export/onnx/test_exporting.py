@@ -99,6 +99,22 @@ def test_a_kept_attention_with_grouped_heads(tmp_path):
     assert to_onnx(small, tmp_path / "model.onnx").error < 1e-5
 
 
+@pytest.mark.parametrize("mixer", ["softmax", "toeplitz"])
+def test_views_of_what_fused_attention_gives_by_tokens(mixer, tmp_path):
+    class Viewed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(32, 96)
+
+        def forward(self, hidden):
+            query, key, value = (each.unflatten(-1, (4, 8)).transpose(1, 2) for each in self.qkv(hidden).chunk(3, -1))
+            return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).view(len(hidden), -1, 32)
+
+    torch.manual_seed(0)
+    small = remixer.remix(Viewed().eval(), mixer, torch.randn(2, 17, 32))
+    assert to_onnx(small, tmp_path / "model.onnx").error < 1e-5
+
+
 def test_grouped_heads_and_offset_bias(tmp_path):
     class Biased(nn.Module):
         def __init__(self):

@@ -68,6 +68,11 @@ class Factors(NamedTuple):
         """How many columns a sequence has."""
         return self.across.shape[2] // 2
 
+    @property
+    def half(self) -> int:
+        """How many numbers half of a sequence has: tokens, and what they are filled up with."""
+        return self.rows // 2 * self.columns
+
 
 class Spectrum(NamedTuple):
     """A transform.

@@ -106,7 +106,7 @@ def _side_by_side(coefficients: Tensor) -> Tensor:
 def _times(spectrum: Spectrum, values: Tensor, turns: Factors, heads: int) -> Tensor:
     """The Toeplitz matrices of a spectrum times values (B, T, G or 1, E or 1): (B, T, H, E or 1)."""
     T, G = values.shape[1:3]
-    filled = F.pad(values.flatten(2), (0, 0, 0, turns.rows // 2 * turns.columns - T))
+    filled = F.pad(values.flatten(2), (0, 0, 0, turns.half - T))
     of_values = (each.unflatten(-1, (G, 1, -1)) for each in transform(filled, turns))
     of_heads = (each.unflatten(-1, (G, heads // G, -1)) for each in spectrum)
     both = product(Spectrum(*of_values), Spectrum(*of_heads))
@@ -120,7 +120,7 @@ def _sums(spectrum: Spectrum, exist: Tensor, turns: Factors) -> Tensor:
     They stand side by side: onnxruntime refuses a product of no matrices, but not one of no columns.
     """
     B, T = exist.shape
-    filled = F.pad(exist, (0, turns.rows // 2 * turns.columns - T)).transpose(0, 1)
+    filled = F.pad(exist, (0, turns.half - T)).transpose(0, 1)
     of_exist = (each[..., None] for each in transform(filled, turns))
     both = product(Spectrum(*of_exist), Spectrum(*(each[..., None, :] for each in spectrum)))
     sums = inverse(Spectrum(*(each.flatten(-2) for each in both)), turns)[:T]
@@ -129,7 +129,7 @@ def _sums(spectrum: Spectrum, exist: Tensor, turns: Factors) -> Tensor:
 
 def _offsets(turns: Factors, tokens: int, causal: bool) -> Tensor:
     """The offset at each place of a circle: those of keys to come stand at the end, beyond the ends is no matter."""
-    place = torch.arange(turns.rows // 2 * turns.columns, device=turns.down.device)
+    place = torch.arange(turns.half, device=turns.down.device)
     past = place.clamp(max=tokens - 1)
     return past if causal else torch.cat([past, (place - place[-1:] - 1).clamp(min=1 - tokens)])
 
@@ -137,7 +137,7 @@ def _offsets(turns: Factors, tokens: int, causal: bool) -> Tensor:
 def _coefficients(mixer: ToeplitzMixer, offsets: Tensor) -> Tensor:
     """The mixer's coefficients at these offsets, (places, H E or H), made where they are to lie."""
     fade, place = mixer.fade(offsets), offsets[:, None]
-    fade = fade[:, None] if fade.dim() == 1 else fade.flatten(0, 1).transpose(0, 1)
+    fade = fade[:, None] if fade.dim() == 1 else _side_by_side(fade)
     encoded = mixer.encoder.beside(offsets)
     if not mixer.normalise:
         return mixer.seen(encoded * fade.exp(), place, 0.0)
@@ -148,7 +148,7 @@ def _coefficients(mixer: ToeplitzMixer, offsets: Tensor) -> Tensor:
 
 def _circular(coefficients: Tensor, turns: Factors, tokens: int, causal: bool) -> Tensor:
     """Coefficients (H, E or 1, offsets) at the places of `_offsets`, 0 beyond the ends: (places, H E or H)."""
-    beside, half = _side_by_side(coefficients), turns.rows // 2 * turns.columns
+    beside, half = _side_by_side(coefficients), turns.half
     if causal:
         return F.pad(beside, (0, 0, 0, half - tokens))
     past, to_come = beside[tokens - 1 :], beside[: tokens - 1]

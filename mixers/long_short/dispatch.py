@@ -20,45 +20,24 @@ def mix(
     sight: Sight,
     added: Tensor | None,
     offsets: Tensor | None,
+    chosen: Chosen | None = None,
     *,
     masked: bool,
     dropout: float,
 ) -> Tensor:
     """In blocks on a GPU; on a CPU in cache at inference, by parts in training; else all tiles at once.
 
-    See `mix_at_once`.
+    See `mix_at_once`, and `mix_with_retrieved` where far segments were chosen.
 
     Returns:
         (B, H, T, E).
     """
-    if usable(query, values.near, offsets, dropout):
+    if chosen is None and usable(query, values.near, offsets, dropout):
         return mix_by_blocks(query, keys, values, sight, added, masked=masked)
-    if dropout == 0.0 and plain_inference(query, keys.near, values.near):
+    if chosen is None and dropout == 0.0 and plain_inference(query, keys.near, values.near):
         return mix_in_cache(query, keys, values, sight, added, offsets, masked=masked)
     if trainable_by_parts(query, keys, values, sight.spec, offsets, dropout):
-        return mix_in_training(query, keys, values, sight, added, masked=masked)
-    return mix_at_once(query, keys, values, sight, added, offsets, masked=masked, dropout=dropout)
-
-
-def mix_retrieving(
-    query: Tensor,
-    keys: Tokens,
-    values: Tokens,
-    sight: Sight,
-    added: Tensor | None,
-    offsets: Tensor | None,
-    chosen: Chosen,
-    *,
-    masked: bool,
-    dropout: float,
-) -> Tensor:
-    """With far segments that were chosen: by parts in training on a CPU, else as one softmax.
-
-    See `mix_with_retrieved`.
-
-    Returns:
-        (B, H, T, E).
-    """
-    if trainable_by_parts(query, keys, values, sight.spec, offsets, dropout):
         return mix_in_training(query, keys, values, sight, added, chosen, masked=masked)
-    return mix_with_retrieved(query, keys, values, sight, added, offsets, chosen, dropout=dropout)
+    if chosen is not None:
+        return mix_with_retrieved(query, keys, values, sight, added, offsets, chosen, dropout=dropout)
+    return mix_at_once(query, keys, values, sight, added, offsets, masked=masked, dropout=dropout)

@@ -65,7 +65,7 @@ def mix_in_training(
             if far is not None:
                 largest = torch.maximum(largest, _by_query(far.bias.amax(-1, keepdim=True), sight))
             most.append(largest.expand(-1, -1, stop - first, -1, -1, -1))
-    mixed = torch.cat(runs, 2)
+    mixed = torch.cat(runs, 2) if len(runs) > 1 else runs[0]
     return tiling.untiled(silenced(mixed, torch.cat(most, 2)) if masked else mixed, T)
 
 

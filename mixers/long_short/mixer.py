@@ -14,7 +14,7 @@ from remixer.mixers.base import Mixer, Order, State, Unsupported
 from remixer.mixers.eager import all_exist, untraced
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.long_short.config import LongShort
-from remixer.mixers.long_short.dispatch import mix, mix_retrieving
+from remixer.mixers.long_short.dispatch import mix
 from remixer.mixers.long_short.dual_norm import dual_norm
 from remixer.mixers.long_short.reference import long_short_reference
 from remixer.mixers.long_short.retrieval import choose
@@ -170,7 +170,7 @@ class LongShortMixer(Mixer):
         keys, values = sight.tokens(near_key, far_key), sight.tokens(near_value, far_value)
         if self.retrieve and not whole:
             chosen = choose(query, near_key, sight.exist, spec, config)
-            return mix_retrieving(
+            return mix(
                 query, keys, values, sight, self.summary_bias, bias, chosen, masked=padding is not None, dropout=dropout
             )
         return self.mix(query, keys, values, sight, bias, masked=padding is not None, dropout=dropout)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from remixer.export.onnx.reshapes import merge_reshapes
+from remixer.export.onnx.rotary import rotate_at_once
+from remixer.export.onnx.runtime import Provider
 
-def clean(model: Any) -> None:
-    """Edit an onnx_ir.Model in place; its numbers stay the same."""
+
+def clean(model: Any, provider: Provider) -> None:
+    """Edit an onnx_ir.Model that is to run on a provider in place; its numbers stay the same."""
     import onnx_ir.passes.common as common
 
     _residuals_as_sums(model)
     _quotients(model)
     _without_moves(model)
+    if provider == "cpu":
+        rotate_at_once(model)
+    merge_reshapes(model)
     _without_traces(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)

@@ -26,6 +26,7 @@ from remixer.export.onnx.precision import Precision, check_precision
 from remixer.export.onnx.quantise import quantise
 from remixer.export.onnx.runtime import Provider, check_install
 from remixer.export.onnx.shared_weights import save_sharing
+from remixer.export.onnx.side_by_side import put_side_by_side
 from remixer.export.onnx.verify import TOLERANCE
 from remixer.export.onnx.verify_decoder import decoder_effect, verify_decoder
 from remixer.passes.errors import StreamError
@@ -112,7 +113,8 @@ def to_onnx_decoder(
             graphs.append(to_graph(sources[1], [*names, *past], [*given, *present], bodies[1]))
         with timed(seconds, "clean"):
             for graph in graphs:
-                clean(graph)
+                put_side_by_side(graph)
+                clean(graph, provider)
                 shapes.name(graph)
                 if provider == "cuda":
                     scalars_on_device(graph)

@@ -93,7 +93,7 @@ def to_onnx(
             graph = to_graph(source, input_names(call), outputs_of(program, call), bodies)
             name_axes(graph, program)
         with timed(seconds, "clean"):
-            clean(graph)
+            clean(graph, provider)
             if provider == "cuda":
                 scalars_on_device(graph)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

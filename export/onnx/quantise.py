@@ -51,7 +51,8 @@ def quantise(model: Any, path: Path, *, external: bool = False) -> None:
             # A Gemm becomes a MatMul of this name before it is quantised.
             nodes_to_exclude=[*kept, *(f"{name}_MatMul" for name in kept)],
             use_external_data_format=external,
-            extra_options={"MatMulConstBOnly": True},
+            # Behind onnxruntime's own operators onnx infers no types; what products take is float32 here.
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
 
 

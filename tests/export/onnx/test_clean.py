@@ -46,7 +46,7 @@ NORM = "{ s = Mul(x, x) m = Sigmoid(s) r = Sqrt(m) q = Reciprocal(r) n = Mul(%s)
 )
 def test_before_and_after(text, gone, come, tmp_path):
     before, after = model_of(text), model_of(text)
-    clean(after)
+    clean(after, "cpu")
     assert operators(before) - operators(after) == Counter(gone)
     assert operators(after) - operators(before) == Counter(come)
     np.testing.assert_allclose(ran(after, tmp_path), ran(before, tmp_path), rtol=1e-5, atol=1e-6)
@@ -58,5 +58,5 @@ def test_the_paths_of_a_machine_stay_out():
     node.metadata_props.update(
         {"pkg.torch.onnx.stack_trace": "/home/me/model.py", "pkg.torch.onnx.name_scopes": "layer"}
     )
-    clean(model)
+    clean(model, "cpu")
     assert node.metadata_props == {"pkg.torch.onnx.name_scopes": "layer"}

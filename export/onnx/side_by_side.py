@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from remixer.export.onnx.islands import in_island
 from remixer.export.onnx.nodes import constant, is_operator
 
 
 def put_side_by_side(model: Any) -> None:
-    """Edit an onnx_ir.Model in place; its numbers stay the same but for the order of sums."""
+    """Edit an onnx_ir.Model in place; its numbers stay the same but for the order of sums.
+
+    Products of mixers that have to stay in float32 keep to themselves, since others may not.
+    """
     together: dict[Any, list[Any]] = {}
     for node in model.graph:
-        if is_operator(node, "MatMul") and _is_own_weight(node.inputs[1]):
+        if is_operator(node, "MatMul") and _is_own_weight(node.inputs[1]) and not in_island(node):
             together.setdefault(node.inputs[0], []).append(node)
     for nodes in together.values():
         if len(nodes) > 1:

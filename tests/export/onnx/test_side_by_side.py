@@ -57,3 +57,10 @@ def test_weights_are_put_together_when_they_are_written():
     assert isinstance(weight, ir.LazyTensor)
     assert weight.nbytes == 32
     np.testing.assert_array_equal(weight.numpy(), [[1, 2, 3, 7], [4, 5, 6, 8]])
+
+
+def test_what_stays_in_float32_keeps_to_itself():
+    model = model_of(f"p = MatMul(x, a) q = MatMul(x, b) {SUM}")
+    next(iter(model.graph)).metadata_props["remixer.float32"] = "LoweredToeplitz"
+    put_side_by_side(model)
+    assert [node.op_type for node in model.graph] == ["MatMul", "MatMul", "Add"]

@@ -157,12 +157,12 @@ def _lowered(graph: Any, path: Path, precision: Precision) -> Any:
     """The graph in a lower precision, written in place of the file in float32."""
     import onnx_ir as ir
 
+    # What a quantiser writes would come behind what is there.
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)
     if precision == "int8":
-        external = weight_bytes(graph) > LARGEST_FILE
-        quantise(graph, path, external=external)
+        quantise(graph, path, external=weight_bytes(graph) > LARGEST_FILE)
         return ir.load(path)
     to_half(graph)
-    path.with_name(f"{path.name}.data").unlink(missing_ok=True)
     _save(graph, path)
     return graph
 

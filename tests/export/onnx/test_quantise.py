@@ -11,7 +11,7 @@ from torch import nn
 import remixer
 from remixer import LongShort
 from remixer.export import ExportError, OnnxMismatchError, to_onnx
-from remixer.export.onnx import effect
+from remixer.export.onnx import effect, exporting
 from remixer.export.onnx.precision import check_precision
 from remixer.export.onnx.quantise import quantise
 from remixer.export.onnx.runtime import Session
@@ -52,6 +52,23 @@ def test_the_file_is_near_torch_at_other_sizes(made, rewritten):
         want = rewritten(x)
     (got,) = Session(made[0])({"input": x})
     assert 1e-5 < float((got - want).abs().max()) < 0.1
+
+
+def test_weights_that_are_too_many_for_one_file(made, rewritten, monkeypatch, tmp_path):
+    monkeypatch.setattr(exporting, "LARGEST_FILE", 0)
+    path, beside = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    to_onnx(rewritten, path)
+    in_float = beside.stat().st_size
+    to_onnx(rewritten, path, precision="int8")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data", "model.onnx.json"]
+    assert beside.stat().st_size < in_float
+    x = {"input": torch.randn(3, 50, 32)}
+    torch.testing.assert_close(Session(path)(x)[0], Session(made[0])(x)[0])
+    to_onnx(rewritten, path)
+    monkeypatch.undo()
+    assert beside.stat().st_size == in_float
+    to_onnx(rewritten, path)
+    assert not beside.exists()
 
 
 def test_weights_are_quantised_and_mixers_are_not(made):

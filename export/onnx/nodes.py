@@ -32,6 +32,12 @@ def rank_of(value: Any) -> int:
     return 0 if value is None or value.shape is None else len(value.shape)
 
 
+def last_size(value: Any) -> int | None:
+    """The size of a tensor's last axis, None where that isn't a known number, or there is no axis."""
+    size = value.shape[-1] if rank_of(value) else None
+    return size if isinstance(size, int) else None
+
+
 def in_front(
     graph: Any, node: Any, kind: str, inputs: list[Any], name: str, attributes: Any = None, domain: str = ""
 ) -> Any:

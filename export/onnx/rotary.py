@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from remixer.export.onnx.equal_halves import has_equal_halves
-from remixer.export.onnx.nodes import constant, in_front, is_last, is_operator, numbers, operands, rank_of
+from remixer.export.onnx.nodes import constant, in_front, is_last, is_operator, last_size, numbers, operands, rank_of
 
 DOMAIN = "com.microsoft"
 
@@ -57,8 +57,8 @@ def _rotation(node: Any) -> Rotation | None:
 def _is_turned(value: Any, tensor: Any) -> bool:
     """Whether a value is `cat(-tensor[half:], tensor[:half])` of the last axis."""
     parts = operands(value, "Concat")
-    size = None if tensor is None or tensor.shape is None else tensor.shape[-1]
-    if len(parts) != 2 or not isinstance(size, int) or not is_last(value.producer().attributes.get_int("axis"), 4):
+    size = last_size(tensor)
+    if len(parts) != 2 or size is None or not is_last(value.producer().attributes.get_int("axis"), 4):
         return False
     (negative,) = operands(parts[0], "Neg") or (None,)
     return _piece(negative) == (tensor, size // 2, size) and _piece(parts[1]) == (tensor, 0, size // 2)
@@ -68,9 +68,9 @@ def _piece(value: Any) -> tuple[Any, int, int] | None:
     """Of which tensor (..., D) a value is a piece, and from where to where on the last axis."""
     node: Any = None if value is None else value.producer()
     source = None if node is None or not node.inputs else node.inputs[0]
-    if source is None or source.shape is None or not isinstance(source.shape[-1], int):
+    size, rank = last_size(source), rank_of(source)
+    if size is None:
         return None
-    size, rank = source.shape[-1], rank_of(source)
     if is_operator(node, "Split") and is_last(node.attributes.get_int("axis", 0), rank):
         sizes = numbers(node.inputs[1]) if len(node.inputs) > 1 else [size // len(node.outputs)] * len(node.outputs)
         place = node.outputs.index(value)

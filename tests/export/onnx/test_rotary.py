@@ -42,6 +42,8 @@ def model_of(body, rows):
         for value in node.outputs:
             value.type = ir.TensorType(ir.DataType.FLOAT)
             value.shape = ir.Shape(shapes.get(value.name, ["B", 3, "T", 4]))
+    for value in model.graph.initializers.values():
+        value.shape = value.const_value.shape
     return model
 
 
@@ -90,6 +92,7 @@ def test_a_rotation_is_one_operator(body, rows, tmp_path):
         TABLES + SLICES + "n = Neg(low) t = Concat<axis: int = -1>(high, n)" + SUM,  # turned the other way
         TABLES + "low, high = Split<axis: int = 3>(x, uneven)" + TURN + SUM,  # no halves
         TABLES + SLICES + TURN + "z = Sigmoid(x) p = Mul(z, cos) q = Mul(t, sin) y = Add(p, q)",  # of two tensors
+        TABLES + SLICES + TURN + "p = Mul(x, scale) q = Mul(t, sin) y = Add(p, q)",  # by a number, which has no halves
         TABLES + SLICES + TURN + "p = Mul(x, cos) q = Mul(t, sin) y = Sub(p, q)",
     ],
 )

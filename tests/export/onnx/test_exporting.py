@@ -13,7 +13,9 @@ import remixer
 from remixer import LongShort, Toeplitz
 from remixer.export import ExportError, OnnxMismatchError, to_onnx
 from remixer.export.onnx import attention as attention_module
+from remixer.export.onnx import in_float64, verify
 from remixer.export.onnx.runtime import Session
+from remixer.rewrite import agreement
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["bidirectional", "causal"])
@@ -197,6 +199,18 @@ def test_a_wrong_graph_leaves_no_file_and_says_where_it_goes_wrong(softmax, tmp_
         to_onnx(softmax, path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_bytes() == b"what was there"
+
+
+def test_torch_in_float64_says_who_is_right(softmax, tmp_path, monkeypatch):
+    def off(module, call):
+        given = agreement.run(module, call)
+        return {name: value * (1 + 2e-4) for name, value in given.items()}
+
+    monkeypatch.setattr(verify, "run", off)  # what float32 gives is off by more than is allowed
+    assert to_onnx(softmax, tmp_path / "model.onnx").error < 1e-5
+    monkeypatch.setattr(in_float64, "run", off)  # and so is what float64 does
+    with pytest.raises(OnnxMismatchError, match=r"differs from torch by 0\.0002 in hidden, allowed 0\.0001"):
+        to_onnx(softmax, tmp_path / "other.onnx")
 
 
 def test_a_graph_that_onnxruntime_refuses_leaves_no_file(softmax, tmp_path, monkeypatch):

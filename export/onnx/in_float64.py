@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from remixer.rewrite.agreement import run
+from remixer.rewrite.agreement import NotRunError, first_line
 from remixer.rewrite.inputs import Call, tensors_in
 
 
@@ -24,13 +24,22 @@ def outputs_in_float64(module: fx.GraphModule, call: Call) -> list[Tensor]:
     Raises:
         NotRunError: it doesn't run in float64.
     """
-    wide = copy.deepcopy(module).double()
-    for part in wide.modules():
-        if isinstance(part, fx.GraphModule):
-            for node in part.graph.nodes:
-                node.args, node.kwargs = map_aggregate(node.args, _wider), map_aggregate(node.kwargs, _wider)
-            part.recompile()
-    return tensors_in(run(wide, pytree.tree_map(_wider, call)))
+    try:
+        with torch.no_grad():
+            return tensors_in(_InFloat64(module).run(*pytree.tree_leaves(call)))
+    except Exception as error:  # operators and mixers may raise anything
+        raise NotRunError(first_line(error)) from error
+
+
+class _InFloat64(fx.Interpreter):
+    """Runs a graph with each operand in float64, weights one node's at a time: there is no second copy of a model."""
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return map_aggregate(args, _wider), map_aggregate(kwargs, _wider)
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return copy.deepcopy(self.fetch_attr(str(target))).double()(*args, **kwargs)
 
 
 def _wider(value: Any) -> Any:

@@ -103,28 +103,44 @@ def feeds_of(call: Any) -> dict[str, Tensor]:
 
 
 def difference(got: Tensor, want: Tensor, trial: Trial) -> float:
-    """`largest_difference` where tokens exist."""
-    return largest_difference(*where_they_exist(got, want, trial.exist))
+    """`largest_difference` where tokens exist, (B, T) bool; of other values than tokens' everywhere."""
+    if trial.exist is None or not _by_token(got, want, trial.exist):
+        return largest_difference(got, want)
+    return largest_difference(got, want, [row.nonzero().squeeze(1) for row in trial.exist])
 
 
 def where_they_exist(got: Tensor, want: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor]:
     """Of two values by token those whose tokens exist, (B, T) bool; other values as they are."""
-    if exist is None or got.shape != want.shape or want.dim() < 2 or want.shape[:2] != exist.shape:
-        return got, want
-    return got[exist], want[exist]
+    return (got[exist], want[exist]) if _by_token(got, want, exist) else (got, want)
 
 
-def largest_difference(got: Tensor, want: Tensor) -> float:
-    """Over the largest number that is wanted (1 at least); inf for other shapes, and for other whole numbers."""
+def _by_token(got: Tensor, want: Tensor, exist: Tensor | None) -> bool:
+    return exist is not None and got.shape == want.shape and want.shape[:2] == exist.shape
+
+
+def largest_difference(got: Tensor, want: Tensor, there: Sequence[Tensor] | None = None) -> float:
+    """Over the largest number that is wanted (1 at least); inf for other shapes, and for other whole numbers.
+
+    Args:
+        got: (B, ...).
+        want: the same, or what else has one shape; compared row by row, since outputs may be the largest of tensors.
+        there: of each row the places that count, or None for all.
+    """
     if got.shape != want.shape:
         return float("inf")
-    if not want.is_floating_point():
-        return 0.0 if torch.equal(got.to(want.dtype), want) else float("inf")
     if want.numel() == 0:
         return 0.0
-    dtype = at_least_float32(want.dtype)  # no more: outputs may be the largest of all tensors
-    scale = max(1.0, float(want.abs().max()))
-    return float((got.to(dtype) - want.to(dtype)).abs_().max()) / scale
+    rows = [(got, want)] if want.dim() == 0 else list(zip(got, want, strict=True))
+    if there is not None:
+        rows = [(a[places], b[places]) for (a, b), places in zip(rows, there, strict=True)]
+    if not want.is_floating_point():
+        return 0.0 if all(torch.equal(a.to(b.dtype), b) for a, b in rows) else float("inf")
+    dtype = at_least_float32(want.dtype)  # no more, for the same reason
+    rows = [(a, b) for a, b in rows if b.numel()]
+    if not rows:
+        return 0.0
+    scale = max(1.0, *(float(b.abs().max()) for _, b in rows))
+    return float(torch.stack([(a.to(dtype) - b.to(dtype)).abs_().max() for a, b in rows]).max()) / scale
 
 
 def first_difference(

@@ -82,6 +82,7 @@ def verify(
                     f"{trial.name}. {place}"
                 )
             worst = max(worst, distance)
+        del expected, outputs  # before the next ones come
         tried += 1
     if not tried:
         raise ExportError("torch itself runs on none of the inputs that the file was to be tried on")

@@ -20,6 +20,7 @@ from remixer.export.errors import ExportError
 from remixer.export.onnx.alike import alike
 from remixer.export.onnx.convert import exported, to_graph
 from remixer.export.onnx.islands import mark_island
+from remixer.export.onnx.longer_operands import longer_operands
 from remixer.export.onnx.lowered_toeplitz import LoweredToeplitz
 from remixer.mixers.base import Mixer
 from remixer.passes.streamed_site import AtOnce, Step
@@ -210,6 +211,8 @@ def with_functions(module: fx.GraphModule, call: Call, other: Call | None = None
     """
     first = _calls(module, call)
     second = _recorded(module) if other is None else _calls(module, other)
+    if other is None:
+        first = {path: longer_operands(each, second[path]) for path, each in first.items()}
     functions: list[MixerFunction] = []
     for path in first:
         mixer, operands = module.get_submodule(path), Operands(first[path], second[path])

@@ -180,6 +180,30 @@ def test_a_model_that_takes_few_sizes_is_exported_at_its_own(tmp_path):
     assert Session(tmp_path / "model.onnx")({"input": torch.randn(3, 3, 32, 32)})[0].shape == (3, 17, 32)
 
 
+def test_texts_beside_images_of_one_size_may_be_longer_than_a_window(tmp_path):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.place = nn.Conv2d(3, 32, 8, 8), nn.Parameter(torch.randn(1, 16, 32))
+            self.text = Block(32, 4, False)
+
+        def forward(self, hidden, mask, pixels):
+            image = self.patches(pixels).flatten(2).transpose(1, 2) + self.place
+            return self.text(hidden, mask), image
+
+    torch.manual_seed(0)
+    given = torch.randn(2, 12, 32), torch.ones(2, 12, dtype=torch.bool), torch.randn(2, 3, 32, 32)
+    small = remixer.remix(Both().eval(), LongShort(window=32, segment=8, memory=16), given)
+    assert to_onnx(small, tmp_path / "model.onnx").error < 1e-5
+    hidden, mask = torch.randn(3, 50, 32), torch.ones(3, 50, dtype=torch.bool)
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        want = small(hidden, mask, pixels)
+    session = Session(tmp_path / "model.onnx")
+    got = session(dict(zip(session.inputs, (hidden, mask, pixels), strict=True)))
+    torch.testing.assert_close(got, list(want), rtol=1e-4, atol=1e-5)
+
+
 def test_frequency_toeplitz_at_any_length_is_refused(model, tmp_path):
     small = remixer.remix(model, "frequency_toeplitz", inputs())
     with pytest.raises(ExportError, match=r"blocks\.0.*'frequency_toeplitz'.*Fix the length"):

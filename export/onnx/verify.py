@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from remixer.rewrite.program import Program
 
 TOLERANCE = 1e-4  # of the largest number that torch gives, 1 at least
 RANDOM = tuple(f"aten.{name}" for name in ("rand", "normal", "bernoulli", "multinomial"))
+PIECE = 2**22  # how many numbers are compared at once
 CHUNK = 64  # how many intermediate results are asked for at once
 
 
@@ -129,19 +130,19 @@ def largest_difference(got: Tensor, want: Tensor, there: Sequence[Tensor] | None
     """
     if got.shape != want.shape:
         return float("inf")
-    if want.numel() == 0:
-        return 0.0
-    rows = [(got, want)] if want.dim() == 0 else list(zip(got, want, strict=True))
+    rows: Iterable[tuple[Tensor, Tensor]] = [(got, want)] if want.dim() == 0 else zip(got, want, strict=True)
     if there is not None:
-        rows = [(a[places], b[places]) for (a, b), places in zip(rows, there, strict=True)]
+        rows = ((a[places], b[places]) for (a, b), places in zip(rows, there, strict=True))
     if not want.is_floating_point():
         return 0.0 if all(torch.equal(a.to(b.dtype), b) for a, b in rows) else float("inf")
     dtype = at_least_float32(want.dtype)  # no more, for the same reason
-    rows = [(a, b) for a, b in rows if b.numel()]
-    if not rows:
-        return 0.0
-    scale = max(1.0, *(float(b.abs().max()) for _, b in rows))
-    return float(torch.stack([(a.to(dtype) - b.to(dtype)).abs_().max() for a, b in rows]).max()) / scale
+    scale, largest = 1.0, [torch.zeros((), dtype=dtype, device=want.device)]
+    for a, b in rows:
+        for some, like in zip(a.reshape(-1).split(PIECE), b.reshape(-1).split(PIECE), strict=True):
+            if like.numel():
+                scale = max(scale, float(like.abs().max()))
+                largest.append((some.to(dtype) - like.to(dtype)).abs_().max())
+    return float(torch.stack(largest).max()) / scale
 
 
 def first_difference(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from remixer.export.onnx.nodes import is_operator, put_in_place_of
 from remixer.export.onnx.reshapes import merge_reshapes
 from remixer.export.onnx.rotary import rotate_at_once
 from remixer.export.onnx.runtime import Provider
@@ -57,10 +58,14 @@ def _without_moves(model: Any) -> None:
     import onnx_ir as ir
 
     for node in model.graph:
-        if node.op_type == "Transpose" and not node.domain:
-            order = node.attributes.get_ints("perm", ())
-            if order and tuple(order) == tuple(range(len(order))):
-                ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0], replace_graph_outputs=True)
+        order = list(node.attributes.get_ints("perm", ())) if is_operator(node, "Transpose") else []
+        if not order or order != sorted(order):
+            continue
+        (before,), (after,) = node.inputs, node.outputs
+        if not after.is_graph_output():
+            ir.convenience.replace_all_uses_with(after, before)
+        elif before.producer() is not None and not before.is_graph_output():
+            put_in_place_of(after, before)
 
 
 def _without_traces(model: Any) -> None:

@@ -50,6 +50,15 @@ def in_front(
     return made.outputs[0]
 
 
+def put_in_place_of(old: Any, new: Any) -> None:
+    """Let all that read one value read another, which takes its name, shape and type: outputs keep their names."""
+    import onnx_ir as ir
+
+    new.shape, new.type = old.shape, old.type
+    old.name, new.name = f"{old.name}_before", old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
 def constant(graph: Any, numbers: Any) -> Any:
     """The initializer of a graph that holds these numbers, an array of int64; made where there is none."""
     import onnx_ir as ir

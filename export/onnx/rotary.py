@@ -8,7 +8,17 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from remixer.export.onnx.equal_halves import has_equal_halves
-from remixer.export.onnx.nodes import constant, in_front, is_last, is_operator, last_size, numbers, operands, rank_of
+from remixer.export.onnx.nodes import (
+    constant,
+    in_front,
+    is_last,
+    is_operator,
+    last_size,
+    numbers,
+    operands,
+    put_in_place_of,
+    rank_of,
+)
 
 DOMAIN = "com.microsoft"
 
@@ -23,8 +33,6 @@ class Rotation(NamedTuple):
 
 def rotate_at_once(model: Any) -> None:
     """Edit an onnx_ir.Model in place; its numbers stay the same."""
-    import onnx_ir as ir
-
     graph = model.graph
     tables: dict[Any, Any] = {}
     for node in graph:
@@ -34,10 +42,8 @@ def rotate_at_once(model: Any) -> None:
         places = tables.get((found.cos, "places")) or _places(graph, found.cos, node)
         cos, sin = (tables.get((each, "half")) or _half(graph, each, node) for each in (found.cos, found.sin))
         tables.update({(found.cos, "places"): places, (found.cos, "half"): cos, (found.sin, "half"): sin})
-        output = node.outputs[0]
         turned = in_front(graph, node, "RotaryEmbedding", [found.tensor, places, cos, sin], "turned", domain=DOMAIN)
-        turned.shape, turned.type = output.shape, output.type
-        ir.convenience.replace_all_uses_with(output, turned, replace_graph_outputs=True)
+        put_in_place_of(node.outputs[0], turned)
         graph.remove(node, safe=True)
         graph.opset_imports[DOMAIN] = 1
 

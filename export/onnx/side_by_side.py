@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from remixer.export.onnx.islands import in_island
-from remixer.export.onnx.nodes import constant, is_operator
+from remixer.export.onnx.nodes import constant, is_operator, put_in_place_of
 
 
 def put_side_by_side(model: Any) -> None:
@@ -54,13 +54,9 @@ def _merge(graph: Any, nodes: list[Any]) -> None:
     graph.register_initializer(weight)
     product = ir.node("MatMul", [first.inputs[0], weight], name=f"{first.name}_side_by_side")
     product.outputs[0].name = f"{first.outputs[0].name}_side_by_side"
-    outputs = [node.outputs[0] for node in nodes]
     inputs = [product.outputs[0], constant(graph, np.array(widths))]
     pieces = ir.node("Split", inputs, {"axis": -1}, num_outputs=len(nodes), name=f"{first.name}_pieces")
-    for piece, output in zip(pieces.outputs, outputs, strict=True):
-        piece.name, piece.shape, piece.type = f"{output.name}_piece", output.shape, output.type
     graph.insert_before(first, [product, pieces])
-    for piece, output in zip(pieces.outputs, outputs, strict=True):
-        ir.convenience.replace_all_uses_with(output, piece, replace_graph_outputs=True)
-    for node in nodes:
+    for piece, node in zip(pieces.outputs, nodes, strict=True):
+        put_in_place_of(node.outputs[0], piece)
         graph.remove(node, safe=True)

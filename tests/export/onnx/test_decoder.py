@@ -4,6 +4,7 @@ import functools
 import json
 import math
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -173,6 +174,16 @@ def test_no_example_fills_blocks_of_tokens_or_the_state(rewritten, length):
 @pytest.mark.parametrize("name", ["toeplitz", "weighed"])
 def test_lengths_one_beyond_a_power_of_two(rewritten, tmp_path, name):
     assert to_onnx_decoder(rewritten(name), tmp_path / "out", length=129).error < 1e-4
+
+
+def test_both_graphs_call_the_state_and_the_outputs_by_the_same_names(softmax):
+    prefill, step = (
+        onnx.load(softmax / name, load_external_data=False).graph for name in ("prefill.onnx", "step.onnx")
+    )
+    names = [value.name for value in step.output]
+    assert names[0] == "logits"
+    assert all(name.startswith("present.") for name in names[1:])
+    assert [value.name for value in prefill.output] == names
 
 
 def test_both_graphs_read_one_file_of_weights(softmax, rewritten):

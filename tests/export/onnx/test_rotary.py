@@ -73,6 +73,7 @@ def test_a_rotation_is_one_operator(body, rows, tmp_path):
     ir.passes.common.RemoveUnusedNodesPass()(after)
     found = Counter(node.op_type for node in after.graph)
     assert found["RotaryEmbedding"] == 1
+    assert [value.name for value in after.graph.outputs] == ["y"]
     assert found["Neg"] == found["Add"] == 0
     for samples in (1, 3):
         given = samples if rows == "B" else 1

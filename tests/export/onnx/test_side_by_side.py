@@ -64,3 +64,12 @@ def test_what_stays_in_float32_keeps_to_itself():
     next(iter(model.graph)).metadata_props["remixer.float32"] = "LoweredToeplitz"
     put_side_by_side(model)
     assert [node.op_type for node in model.graph] == ["MatMul", "MatMul", "Add"]
+
+
+def test_outputs_keep_their_names(tmp_path):
+    text = HEAD.replace("(float[N, M] y)", "(float[N, 3] y, float[N, 1] z)") % "y = MatMul(x, a) z = MatMul(x, c)"
+    model = ir.from_onnx_text(text)
+    put_side_by_side(model)
+    assert [node.op_type for node in model.graph] == ["MatMul", "Split"]
+    assert [value.name for value in model.graph.outputs] == ["y", "z"]
+    assert ran(model, tmp_path, 4).shape == (4, 3)

@@ -37,8 +37,10 @@ def quantise(model: Any, path: Path, *, external: bool = False) -> None:
         source = Path(folder) / "float32.onnx"
         ir.save(_transposed(model), source, external_data="float32.onnx.data" if external else None)
         prepared = onnx.load(source, load_external_data=False)
-        # The quantiser infers shapes itself, and stumbles over those that what it has changed doesn't have any more.
-        del prepared.graph.value_info[:]
+        # The quantiser infers shapes itself, and stumbles over those that what it has changed doesn't have any more;
+        # types it needs, since behind onnxruntime's own operators it infers none.
+        for value in prepared.graph.value_info:
+            value.type.tensor_type.ClearField("shape")
         onnx.helper.set_model_props(prepared, {"onnx.quant.pre_process": "onnxruntime.quant"})  # or it warns
         onnx.save(prepared, source)
         quantize_dynamic(
@@ -51,8 +53,7 @@ def quantise(model: Any, path: Path, *, external: bool = False) -> None:
             # A Gemm becomes a MatMul of this name before it is quantised.
             nodes_to_exclude=[*kept, *(f"{name}_MatMul" for name in kept)],
             use_external_data_format=external,
-            # Behind onnxruntime's own operators onnx infers no types; what products take is float32 here.
-            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+            extra_options={"MatMulConstBOnly": True},
         )
 
 

@@ -124,11 +124,10 @@ def llama():
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_a_decoder_turns_and_projects_by_one_operator_each(llama, tmp_path, precision, caplog):
+def test_a_decoder_turns_and_projects_by_one_operator_each(llama, tmp_path, precision):
     model, inputs = llama
     manifest = to_onnx_decoder(model, tmp_path / "out", length=40, precision=precision)
     assert manifest.nodes["com.microsoft.RotaryEmbedding"] == 4
-    assert not [each for each in caplog.records if each.name == "root"]  # nor does the quantiser miss types behind it
     if precision == "float32":
         # Two layers: queries, keys and values; scores; what they choose; out; gate and up; down. And the head.
         assert manifest.nodes["MatMul"] == 2 * 6 + 1

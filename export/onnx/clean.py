@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from remixer.export.onnx.nodes import is_operator, put_in_place_of
+from remixer.export.onnx.nodes import is_operator, operands, put_in_place_of
 from remixer.export.onnx.reshapes import merge_reshapes
 from remixer.export.onnx.rotary import rotate_at_once
 from remixer.export.onnx.runtime import Provider
@@ -32,17 +32,14 @@ def _residuals_as_sums(model: Any) -> None:
     it leaves alone.
     """
     for node in model.graph:
-        if node.op_type != "LayerNormalization" or node.domain:
-            continue
-        before = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if before is not None and before.op_type == "Add" and not before.domain:
-            before.op_type = "Sum"
+        if is_operator(node, "LayerNormalization") and operands(node.inputs[0], "Add"):
+            node.inputs[0].producer().op_type = "Sum"
 
 
 def _quotients(model: Any) -> None:
     """A factor of 1 / sqrt(...) becomes a quotient, as which onnxruntime knows the norm by the root mean square."""
     for node in model.graph:
-        for place in (0, 1) if node.op_type == "Mul" and not node.domain else ():
+        for place in (0, 1) if is_operator(node, "Mul") else ():
             factor = node.inputs[place].producer()
             root = factor.inputs[0] if factor is not None and factor.op_type == "Reciprocal" else None
             if root is not None and root.producer() is not None and root.producer().op_type == "Sqrt":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from remixer.export.onnx.nodes import is_operator
+
 
 def tidy(model: Any) -> None:
     """Edit an onnx_ir.Model in place; its numbers stay the same.
@@ -55,7 +57,7 @@ def _sizes_of_inputs(model: Any) -> None:
             if isinstance(size, ir.SymbolicDim) and size.value is not None:
                 known.setdefault(size.value, (value, axis))
     for node in model.graph:
-        value = node.inputs[0] if node.op_type == "Shape" and not node.domain else None
+        value = node.inputs[0] if is_operator(node, "Shape") else None
         if value is None or value.shape is None:
             continue
         start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(value.shape))

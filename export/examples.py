@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import sympy
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -12,12 +13,13 @@ from torch.utils import _pytree as pytree
 from remixer.rewrite.agreement import NotRunError, run
 from remixer.rewrite.elsewhere import Sizes, example_at, is_mask, sizes_of_example
 from remixer.rewrite.inputs import Call
-from remixer.rewrite.program import Program
+from remixer.rewrite.program import Program, shape_of
 
 EXPORT_LENGTH = 300  # long enough to have two blocks of everything, and for nothing to look like a constant
 # One token, few, odd ones, one past the default window, and one past the blocks that transforms go by.
 LENGTHS = (1, 2, 37, 129, 250, 513)
 BATCHES = (1, 3, 2)
+OUTPUTS = 2**27  # bytes of what a model gives for several rows; for more it gets fewer rows
 
 
 class Trial(NamedTuple):
@@ -57,7 +59,7 @@ def trials(program: Program) -> Iterator[Trial]:
     """
     seen: set[tuple[int, ...]] = set()
     for index, length in enumerate((*LENGTHS, None)):
-        sizes = _sizes(program, BATCHES[index % len(BATCHES)], length)
+        sizes = _affordable(program, BATCHES[index % len(BATCHES)], length)
         if tuple(sizes.values()) in seen:
             continue
         seen.add(tuple(sizes.values()))
@@ -72,6 +74,25 @@ def trials(program: Program) -> Iterator[Trial]:
             first = next(leaf for leaf in pytree.tree_leaves(padded) if is_mask(leaf))
             exist = first.bool() if first.dim() == 2 else None
             yield Trial(padded, exist, f"inputs {shape}" + ("" if side == "whole" else f", padded on the {side}"))
+
+
+def _affordable(program: Program, batch: int, length: int | None) -> Sizes:
+    """Sizes of that many rows, or as many as the outputs allow: a vocabulary's logits may outgrow the model."""
+    sizes = _sizes(program, batch, length)
+    while batch > 1 and _bytes_of_outputs(program, sizes) > OUTPUTS:
+        batch -= 1
+        sizes = _sizes(program, batch, length)
+    return sizes
+
+
+def _bytes_of_outputs(program: Program, sizes: Sizes) -> int:
+    """How much a program gives at these sizes, as far as its example tells."""
+    (output,) = program.graph.find_nodes(op="output")
+    found = 0
+    for node in output.all_input_nodes:
+        size = sympy.prod(shape_of(node) or ()).xreplace(sizes)
+        found += int(size) * node.meta["val"].dtype.itemsize if size.is_Integer else 0
+    return found
 
 
 def _sizes(program: Program, batch: int, length: int | None) -> Sizes:

@@ -17,7 +17,7 @@ from remixer.export.onnx.clean import clean
 from remixer.export.onnx.convert import exported, to_graph
 from remixer.export.onnx.decoder_shapes import DecoderShapes
 from remixer.export.onnx.device_scalars import scalars_on_device
-from remixer.export.onnx.exporting import LARGEST_FILE, checked, outputs_of, program_of, timed, weight_bytes
+from remixer.export.onnx.exporting import checked, outputs_of, program_of, timed
 from remixer.export.onnx.lower_mixers import lower_mixers
 from remixer.export.onnx.manifest import DecoderManifest, described, mixers_of, operators_of, versions
 from remixer.export.onnx.mixer_functions import with_functions
@@ -162,7 +162,7 @@ def _quantised(graphs: list[Any], folder: Path) -> list[Any]:
     made = []
     for graph, name in zip(graphs, (PREFILL, STEP), strict=True):
         alone = folder / f"int8.{name}"
-        quantise(graph, alone, external=weight_bytes(graph) > LARGEST_FILE)
+        quantise(graph, alone)
         made.append(ir.load(alone))
     (folder / WEIGHTS).unlink()
     save_sharing(made, [folder / PREFILL, folder / STEP], WEIGHTS)

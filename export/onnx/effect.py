@@ -11,8 +11,9 @@ from torch import Tensor
 
 from remixer.export.errors import ExportError, OnnxMismatchError
 from remixer.export.examples import trials
+from remixer.export.onnx.compare import largest_difference, where_they_exist
 from remixer.export.onnx.runtime import PROVIDERS, Provider, Session
-from remixer.export.onnx.verify import feeds_of, largest_difference, where_they_exist
+from remixer.export.onnx.verify import feeds_of
 from remixer.rewrite.agreement import NotRunError, run
 from remixer.rewrite.inputs import tensors_in
 from remixer.rewrite.program import Program

@@ -31,12 +31,11 @@ from remixer.export.onnx.precision import Precision, check_precision
 from remixer.export.onnx.quantise import quantise
 from remixer.export.onnx.runtime import Provider, check_install
 from remixer.export.onnx.verify import TOLERANCE, Proof, verify
+from remixer.export.onnx.write import weight_bytes, write
 from remixer.export.reexport import as_module, dynamic_shapes
 from remixer.rewrite.agreement import mode
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program
-
-LARGEST_FILE = 2**31 - 2**20  # what protobuf takes, and room for the graph
 
 
 def to_onnx(
@@ -99,7 +98,7 @@ def to_onnx(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
             with timed(seconds, "save"):
-                _save(graph, draft)
+                write(graph, draft)
             with timed(seconds, "verify"):
                 proof = verify(program, draft, provider, source, functions, tolerance)
             effect = None
@@ -145,14 +144,6 @@ def outputs_of(program: Program, call: Call) -> list[str]:
         return output_names(program.graph_module(*call[0], **call[1]))
 
 
-def _save(graph: Any, path: Path) -> None:
-    """One file, or two where the weights are too many for one."""
-    import onnx_ir as ir
-
-    size = weight_bytes(graph)
-    ir.save(graph, path, external_data=f"{path.name}.data" if size > LARGEST_FILE else None)
-
-
 def _lowered(graph: Any, path: Path, precision: Precision) -> Any:
     """The graph in a lower precision, written in place of the file in float32."""
     import onnx_ir as ir
@@ -160,10 +151,10 @@ def _lowered(graph: Any, path: Path, precision: Precision) -> Any:
     # What a quantiser writes would come behind what is there.
     path.with_name(f"{path.name}.data").unlink(missing_ok=True)
     if precision == "int8":
-        quantise(graph, path, external=weight_bytes(graph) > LARGEST_FILE)
+        quantise(graph, path)
         return ir.load(path)
     to_half(graph)
-    _save(graph, path)
+    write(graph, path)
     return graph
 
 
@@ -181,12 +172,6 @@ def checked(graph: Any) -> CudaCheck:
             f"{found.source}). What to do: export with provider='cpu', or replace these attentions by another mixer"
         )
     return found
-
-
-def weight_bytes(graph: Any) -> int:
-    """How many bytes the weights of an onnx_ir model take."""
-    tensors = (value.const_value for value in graph.graph.initializers.values())
-    return sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)
 
 
 def _manifest(

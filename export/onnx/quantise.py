@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from remixer.export.onnx.islands import in_island
+from remixer.export.onnx.write import too_large, write
 
 PRODUCTS = ["MatMul", "Gemm"]
 
 
-def quantise(model: Any, path: Path, *, external: bool = False) -> None:
+def quantise(model: Any, path: Path) -> None:
     """Write an onnx_ir.Model to a file with weights of products in int8, one scale per output channel.
 
     Only products with a weight on the right are quantised: products of two activations, such as attention scores, and
@@ -25,17 +26,16 @@ def quantise(model: Any, path: Path, *, external: bool = False) -> None:
 
     Args:
         model: is not changed.
-        path: to write to.
-        external: whether the weights go to a file of their own, `path` with ".data" behind it.
+        path: to write to. Where the float32 weights are too many for one file, the quantised ones go to `path` with
+            ".data" behind it too.
     """
     import onnx
-    import onnx_ir as ir
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     kept = [node.name for node in model.graph if node.op_type in PRODUCTS and in_island(node)]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source = Path(folder) / "float32.onnx"
-        ir.save(_transposed(model), source, external_data="float32.onnx.data" if external else None)
+        write(_transposed(model), source)
         prepared = onnx.load(source, load_external_data=False)
         # The quantiser infers shapes itself, and stumbles over those that what it has changed doesn't have any more;
         # types it needs, since behind onnxruntime's own operators it infers none.
@@ -52,7 +52,7 @@ def quantise(model: Any, path: Path, *, external: bool = False) -> None:
             weight_type=QuantType.QInt8,
             # A Gemm becomes a MatMul of this name before it is quantised.
             nodes_to_exclude=[*kept, *(f"{name}_MatMul" for name in kept)],
-            use_external_data_format=external,
+            use_external_data_format=too_large(model),
             extra_options={"MatMulConstBOnly": True},
         )
 

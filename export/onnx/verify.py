@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,11 @@ from torch.export import ExportedProgram
 
 from remixer.export.errors import ExportError, OnnxMismatchError
 from remixer.export.examples import Trial, trials
+from remixer.export.onnx.compare import InFile, largest_difference, set_aside
 from remixer.export.onnx.in_float64 import outputs_in_float64
 from remixer.export.onnx.mixer_functions import MixerFunction, is_call
 from remixer.export.onnx.names import input_names
 from remixer.export.onnx.runtime import Provider, Session
-from remixer.mixers.precision import at_least_float32
 from remixer.rewrite.agreement import NotRunError, run
 from remixer.rewrite.inputs import tensors_in
 from remixer.rewrite.match import module_path
@@ -26,7 +27,6 @@ from remixer.rewrite.program import Program
 
 TOLERANCE = 1e-4  # of the largest number that torch gives, 1 at least
 RANDOM = tuple(f"aten.{name}" for name in ("rand", "normal", "bernoulli", "multinomial"))
-PIECE = 2**22  # how many numbers are compared at once
 CHUNK = 64  # how many intermediate results are asked for at once
 
 
@@ -61,33 +61,42 @@ def verify(
         OnnxMismatchError: they differ; it says on which inputs, and which node does first.
         ExportError: onnxruntime refuses the file, or torch runs none of the trials.
     """
-    session, tried, worst = Session(path, provider), 0, 0.0
+    worst = 0.0
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        tried = list(_in_torch(program, Path(folder)))
+        if not tried:
+            raise ExportError("torch itself runs on none of the inputs that the file was to be tried on")
+        session = Session(path, provider)
+        for trial, expected in tried:
+            feeds = feeds_of(trial.call)
+            try:
+                outputs = session(feeds)
+            except Exception as error:  # onnxruntime has an exception class per status
+                raise OnnxMismatchError(f"onnxruntime fails on {trial.name}: {str(error).splitlines()[0]}") from error
+            found = _differences(outputs, expected, trial)
+            if not max(found, default=0.0) <= tolerance:
+                found = _in_float64(program, outputs, trial) or found
+            for name, distance in zip(session.outputs, found, strict=True):
+                if not distance <= tolerance:
+                    place = first_difference(_Recorder(source, functions), path, provider, feeds, trial, tolerance)
+                    raise OnnxMismatchError(
+                        f"the ONNX file differs from torch by {distance:.2g} in {name}, allowed {tolerance:.2g}, on "
+                        f"{trial.name}. {place}"
+                    )
+                worst = max(worst, distance)
+            del outputs  # before the next ones come
+    return Proof(len(tried), worst)
+
+
+def _in_torch(program: Program, folder: Path) -> Iterator[tuple[Trial, list[Tensor | InFile]]]:
+    """What torch gives on each trial that it takes; all of it comes before onnxruntime reads the weights once more."""
     for trial in trials(program):
-        try:
-            expected = tensors_in(run(program.graph_module, trial.call))
-        except NotRunError:
-            continue  # beyond what the model takes, such as a table of positions
-        feeds = feeds_of(trial.call)
-        try:
-            outputs = session(feeds)
-        except Exception as error:  # onnxruntime has an exception class per status
-            raise OnnxMismatchError(f"onnxruntime fails on {trial.name}: {str(error).splitlines()[0]}") from error
-        found = [difference(got, want, trial) for got, want in zip(outputs, expected, strict=True)]
-        if not max(found, default=0.0) <= tolerance:
-            found = _in_float64(program, outputs, trial) or found
-        for name, distance in zip(session.outputs, found, strict=True):
-            if not distance <= tolerance:
-                place = first_difference(_Recorder(source, functions), path, provider, feeds, trial, tolerance)
-                raise OnnxMismatchError(
-                    f"the ONNX file differs from torch by {distance:.2g} in {name}, allowed {tolerance:.2g}, on "
-                    f"{trial.name}. {place}"
-                )
-            worst = max(worst, distance)
-        del expected, outputs  # before the next ones come
-        tried += 1
-    if not tried:
-        raise ExportError("torch itself runs on none of the inputs that the file was to be tried on")
-    return Proof(tried, worst)
+        with contextlib.suppress(NotRunError):  # beyond what the model takes, such as a table of positions
+            yield trial, set_aside(tensors_in(run(program.graph_module, trial.call)), folder)
+
+
+def _differences(outputs: Sequence[Tensor], expected: Sequence[Tensor | InFile], trial: Trial) -> list[float]:
+    return [largest_difference(got, want, trial.exist) for got, want in zip(outputs, expected, strict=True)]
 
 
 def _in_float64(program: Program, outputs: Sequence[Tensor], trial: Trial) -> list[float]:
@@ -96,53 +105,12 @@ def _in_float64(program: Program, outputs: Sequence[Tensor], trial: Trial) -> li
         exact = outputs_in_float64(program.graph_module, trial.call)
     except NotRunError:
         return []
-    return [difference(got, want, trial) for got, want in zip(outputs, exact, strict=True)]
+    return _differences(outputs, exact, trial)
 
 
 def feeds_of(call: Any) -> dict[str, Tensor]:
     """The tensors of a call by the names of the graph's inputs."""
     return dict(zip(input_names(call), tensors_in(call), strict=True))
-
-
-def difference(got: Tensor, want: Tensor, trial: Trial) -> float:
-    """`largest_difference` where tokens exist, (B, T) bool; of other values than tokens' everywhere."""
-    if trial.exist is None or not _by_token(got, want, trial.exist):
-        return largest_difference(got, want)
-    return largest_difference(got, want, [row.nonzero().squeeze(1) for row in trial.exist])
-
-
-def where_they_exist(got: Tensor, want: Tensor, exist: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Of two values by token those whose tokens exist, (B, T) bool; other values as they are."""
-    return (got[exist], want[exist]) if _by_token(got, want, exist) else (got, want)
-
-
-def _by_token(got: Tensor, want: Tensor, exist: Tensor | None) -> bool:
-    return exist is not None and got.shape == want.shape and want.shape[:2] == exist.shape
-
-
-def largest_difference(got: Tensor, want: Tensor, there: Sequence[Tensor] | None = None) -> float:
-    """Over the largest number that is wanted (1 at least); inf for other shapes, and for other whole numbers.
-
-    Args:
-        got: (B, ...).
-        want: the same, or what else has one shape; compared row by row, since outputs may be the largest of tensors.
-        there: of each row the places that count, or None for all.
-    """
-    if got.shape != want.shape:
-        return float("inf")
-    rows: Iterable[tuple[Tensor, Tensor]] = [(got, want)] if want.dim() == 0 else zip(got, want, strict=True)
-    if there is not None:
-        rows = ((a[places], b[places]) for (a, b), places in zip(rows, there, strict=True))
-    if not want.is_floating_point():
-        return 0.0 if all(torch.equal(a.to(b.dtype), b) for a, b in rows) else float("inf")
-    dtype = at_least_float32(want.dtype)  # no more, for the same reason
-    scale, largest = 1.0, [torch.zeros((), dtype=dtype, device=want.device)]
-    for a, b in rows:
-        for some, like in zip(a.reshape(-1).split(PIECE), b.reshape(-1).split(PIECE), strict=True):
-            if like.numel():
-                scale = max(scale, float(like.abs().max()))
-                largest.append((some.to(dtype) - like.to(dtype)).abs_().max())
-    return float(torch.stack(largest).max()) / scale
 
 
 def first_difference(
@@ -161,7 +129,7 @@ def first_difference(
         for start in range(0, len(names), CHUNK):
             some = names[start : start + CHUNK]
             for name, got in zip(some, session(feeds, some), strict=True):
-                if not difference(got, recorder.values[name], trial) <= tolerance:
+                if not largest_difference(got, recorder.values[name], trial.exist) <= tolerance:
                     return f"The first node that differs is {name}, {recorder.places[name]}"
     return "No single node of the graph differs by as much"
 

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from remixer.export.errors import ExportError, OnnxMismatchError
+from remixer.export.onnx.compare import largest_difference
 from remixer.export.onnx.decoder import Graphs
 from remixer.export.onnx.effect import LOWEST_COSINE, Effect, compared
 from remixer.export.onnx.runtime import PROVIDERS, Provider
-from remixer.export.onnx.verify import Proof, largest_difference
+from remixer.export.onnx.verify import Proof
 from remixer.passes.prove_stream import existing, pieces, sequence
 from remixer.passes.stream import Streaming
 from remixer.rewrite.agreement import NotRunError

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import remixer
-from remixer.export.examples import example_for_export, uneven
+from remixer.export import examples
+from remixer.export.examples import example_for_export, trials, uneven
 from remixer.rewrite.program import Program
 
 
@@ -51,3 +52,29 @@ def test_the_captured_number_where_it_is_the_only_one():
 def test_uneven():
     assert [uneven(tokens) for tokens in (1, 2, 3, 4, 64, 65)] == [1, 2, 3, 3, 63, 65]
     assert uneven(64, least=64) == 64
+
+
+class Wide(nn.Module):
+    """Attention, and 1,000 numbers for each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 1000)
+
+    def forward(self, hidden):
+        query = hidden[:, None]
+        return self.head(nn.functional.scaled_dot_product_attention(query, query, query)[:, 0])
+
+
+def test_fewer_rows_where_outputs_are_large(monkeypatch):
+    program = Program.of(remixer.capture(Wide(), (torch.randn(2, 9, 8),)).graph_module)
+
+    def shapes():
+        return [tuple(trial.call[0][0].shape[:2]) for trial in trials(program)]
+
+    whole = [(1, 1), (3, 2), (2, 37), (1, 129), (3, 250), (2, 513), (1, 9)]
+    assert shapes() == whole
+    monkeypatch.setattr(examples, "OUTPUTS", 2 * 250 * 1000 * 4)
+    assert shapes() == [*whole[:4], (2, 250), (1, 513), (1, 9)]
+    monkeypatch.setattr(examples, "OUTPUTS", 0)
+    assert {rows for rows, _ in shapes()} == {1}

@@ -3,7 +3,7 @@
 from safetensors.torch import load_file
 
 from remixer.export import load_partition
-from remixer.export.onnx.verify import largest_difference
+from remixer.export.onnx.compare import largest_difference
 
 
 def differences(folder, given, wanted):

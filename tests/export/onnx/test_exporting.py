@@ -239,7 +239,7 @@ def test_torch_in_float64_says_who_is_right(softmax, tmp_path, monkeypatch):
 
 
 def test_a_graph_that_onnxruntime_refuses_leaves_no_file(softmax, tmp_path, monkeypatch):
-    monkeypatch.setattr("remixer.export.onnx.exporting._save", lambda graph, path: path.write_bytes(b"no graph"))
+    monkeypatch.setattr("remixer.export.onnx.exporting.write", lambda graph, path: path.write_bytes(b"no graph"))
     with pytest.raises(ExportError, match="onnxruntime refuses the graph: "):
         to_onnx(softmax, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

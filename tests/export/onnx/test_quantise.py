@@ -11,7 +11,7 @@ from torch import nn
 import remixer
 from remixer import LongShort
 from remixer.export import ExportError, OnnxMismatchError, to_onnx
-from remixer.export.onnx import effect, exporting
+from remixer.export.onnx import effect, write
 from remixer.export.onnx.precision import check_precision
 from remixer.export.onnx.quantise import quantise
 from remixer.export.onnx.runtime import Session
@@ -55,7 +55,7 @@ def test_the_file_is_near_torch_at_other_sizes(made, rewritten):
 
 
 def test_weights_that_are_too_many_for_one_file(made, rewritten, monkeypatch, tmp_path):
-    monkeypatch.setattr(exporting, "LARGEST_FILE", 0)
+    monkeypatch.setattr(write, "LARGEST_FILE", 0)
     path, beside = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
     to_onnx(rewritten, path)
     in_float = beside.stat().st_size

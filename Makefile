@@ -84,6 +84,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/million.py
 	$(BIN)/python benchmarks/onnx_encoder.py
 	$(BIN)/python benchmarks/onnx_decoder.py
+	$(BIN)/python benchmarks/onnx_export.py
 	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/transfer_decoder.py
 	$(BIN)/python benchmarks/transfer_encoder.py

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from result_files import Row, by_length, load, source, table
 
+NAMED = {"transformers": "the original, by transformers' exporter"}
+
 
 def onnx_encoder() -> list[str]:
     """MiniLM in onnxruntime."""
@@ -43,6 +45,23 @@ def onnx_decoder() -> list[str]:
     ]
 
 
+def onnx_export() -> list[str]:
+    """SmolLM2 on its way to ONNX."""
+    result = load("onnx_export")
+    kinds = {"model": "one file", "decoder": "the graphs of a decoder"}
+    cells: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        memory = f"{row['bytes'] / 2**20:,.0f} MiB, {row['bytes'] / row['weights']:.2f} times its weights"
+        cells.setdefault(row["graph"], {})[row["what"]] = f"{row['seconds']:.0f} s, {memory}"
+    rows = [[NAMED.get(name, f"`{name}`"), *(found[what] for what in kinds)] for name, found in cells.items()]
+    return [
+        "\nExporting SmolLM2-135M in ONNX: seconds, and by how much the process grows at most beyond the model; what "
+        "remixer writes has run beside torch by then:\n\n",
+        table(["graph", *kinds.values()], rows),
+        source(result, "onnx_export"),
+    ]
+
+
 def _graphs(rows: list[Row], along: str, told: Callable[[Row], str]) -> tuple[list[int], list[list[str]]]:
     """The lengths or contexts that were measured, and a line for each graph, "-" where there is nothing."""
     places = list(dict.fromkeys(row[along] for row in rows))
@@ -50,9 +69,8 @@ def _graphs(rows: list[Row], along: str, told: Callable[[Row], str]) -> tuple[li
     for row in rows:
         ratio = "" if row["ratio"] is None or row["graph"] == "transformers" else f"{row['ratio']:.2f}x, "
         cells.setdefault(row["graph"], {})[row[along]] = ratio + told(row)
-    named = {"transformers": "the original, by transformers' exporter"}
     return places, [
-        [named.get(name, f"`{name}`"), *(found.get(each, "-") for each in places)] for name, found in cells.items()
+        [NAMED.get(name, f"`{name}`"), *(found.get(each, "-") for each in places)] for name, found in cells.items()
     ]
 
 

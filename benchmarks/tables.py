@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from decoding_tables import streaming
-from export_tables import distributed, distributed_volumes, onnx_decoder, onnx_encoder
+from export_tables import distributed, distributed_volumes, onnx_decoder, onnx_encoder, onnx_export
 from quality_tables import (
     document_retrieval,
     exactness,
@@ -31,7 +31,7 @@ SECTIONS = {
     "What is lost, and won back": (perplexity, transfer_decoder, needle, transfer_encoder, document_retrieval),
     "Speed and memory": (mixers, mixers_long, mixers_gpu, others, scaling, million),
     "Token by token": (streaming,),
-    "ONNX": (onnx_encoder, onnx_decoder),
+    "ONNX": (onnx_encoder, onnx_decoder, onnx_export),
     "Several processes": (distributed, distributed_volumes),
     "Time of a rewrite": (compile_time,),
     "From scratch": (extrapolation, long_range),

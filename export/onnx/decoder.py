@@ -12,6 +12,7 @@ from torch import Tensor
 
 from remixer.export.errors import ExportError
 from remixer.export.onnx.manifest import DecoderManifest
+from remixer.export.onnx.names import PAST, PRESENT
 from remixer.export.onnx.runtime import PROVIDERS, Provider, Session
 from remixer.export.typed import TypedError, parsed, read_text, typed
 
@@ -19,13 +20,12 @@ State = list[Any]  # onnxruntime's own values, which stay where the graph comput
 Choose = Callable[[Tensor], Tensor]
 
 
-class Graphs:
-    """The two graphs of a decoder.
+class Graph:
+    """One of a decoder's two graphs, for a prompt or for a token after it.
 
     Args:
-        prefill: path of the graph for a prompt.
-        step: path of the graph for a token after it.
-        provider: where they run.
+        path: of the file.
+        provider: where it runs.
         threads: how many the CPU provider uses; 0 leaves it to onnxruntime.
 
     Attributes:
@@ -33,16 +33,15 @@ class Graphs:
         outputs: names of its outputs.
     """
 
-    def __init__(self, prefill: Path, step: Path, provider: Provider = "cpu", threads: int = 0) -> None:
-        self._prefill, self._step = (Session(path, provider, threads) for path in (prefill, step))
-        self.inputs = self._prefill.inputs
-        self.outputs = [name for name in self._step.outputs if not name.startswith("present.")]
+    def __init__(self, path: Path, provider: Provider = "cpu", threads: int = 0) -> None:
+        self._session = Session(path, provider, threads)
+        self.inputs = [name for name in self._session.inputs if not name.startswith(PAST)]
+        self.outputs = [name for name in self._session.outputs if not name.startswith(PRESENT)]
 
     def run(self, inputs: list[Tensor], state: State | None) -> tuple[list[Tensor], State]:
-        """The outputs of the last token, and the new state; without a state, of a prompt."""
-        session = self._prefill if state is None else self._step
+        """The outputs of the last token, and the new state; the graph of a prompt takes no state."""
         values = [Session.value_of(tensor) for tensor in inputs] + (state or [])
-        results = session.run(dict(zip(session.inputs, values, strict=True)))
+        results = self._session.run(dict(zip(self._session.inputs, values, strict=True)))
         split = len(self.outputs)
         return [torch.from_numpy(each.numpy()) for each in results[:split]], results[split:]
 
@@ -73,14 +72,14 @@ class OnnxDecoder:
         if chosen not in PROVIDERS:
             raise ExportError(f"can't read {path / 'decoder.json'}: there is no provider {chosen!r:.40}")
         self.length = manifest.length
-        self.graphs = Graphs(path / "prefill.onnx", path / "step.onnx", chosen, threads)  # type: ignore[arg-type]
-        outputs = self.graphs.outputs
-        if not outputs or not self.graphs.inputs:
+        self._prefill, self._step = (Graph(path / name, chosen, threads) for name in ("prefill.onnx", "step.onnx"))  # type: ignore[arg-type]
+        outputs = self._step.outputs
+        if not outputs or not self._prefill.inputs:
             raise ExportError(f"{path} holds no decoder: its graphs have no inputs or no outputs")
         if "logits" not in outputs and len(outputs) > 1:
             raise ExportError(f"which of the outputs {', '.join(outputs)} are logits can't be told: none has that name")
         self._logits = outputs.index("logits") if "logits" in outputs else 0
-        self._ids, *others = self.graphs.inputs
+        self._ids, *others = self._prefill.inputs
         known = {"attention_mask", "mask", "position_ids"}
         if unknown := set(others) - known:
             raise ExportError(
@@ -142,8 +141,8 @@ class OnnxDecoder:
         state: State | None = None
         feeds = {"attention_mask": mask, "mask": mask, "position_ids": (position - 1).clamp(min=0)}
         for _ in range(max_new_tokens):
-            given = [ids if name == self._ids else feeds[name] for name in self.graphs.inputs]
-            outputs, state = self.graphs.run(given, state)
+            given = [ids if name == self._ids else feeds[name] for name in self._prefill.inputs]
+            outputs, state = (self._prefill if state is None else self._step).run(given, state)
             chosen = (choose or _largest)(outputs[self._logits][:, -1]).to(ids.dtype)
             last = torch.where(ended, last, chosen)
             yield last

@@ -21,7 +21,7 @@ from remixer.export.onnx.exporting import checked, outputs_of, program_of, timed
 from remixer.export.onnx.lower_mixers import lower_mixers
 from remixer.export.onnx.manifest import DecoderManifest, described, mixers_of, operators_of, versions
 from remixer.export.onnx.mixer_functions import with_functions
-from remixer.export.onnx.names import input_names
+from remixer.export.onnx.names import PAST, PRESENT, input_names
 from remixer.export.onnx.precision import Precision, check_precision
 from remixer.export.onnx.quantise import quantise
 from remixer.export.onnx.runtime import Provider, check_install
@@ -31,7 +31,7 @@ from remixer.export.onnx.verify import TOLERANCE
 from remixer.export.onnx.verify_decoder import decoder_effect, verify_decoder
 from remixer.passes.errors import StreamError
 from remixer.passes.prove_stream import prove_stream, sequence
-from remixer.passes.stream import stream
+from remixer.passes.stream import Streaming, stream
 from remixer.rewrite.agreement import mode
 
 PREFILL, STEP, MANIFEST, WEIGHTS = "prefill.onnx", "step.onnx", "decoder.json", "weights.data"
@@ -95,29 +95,7 @@ def to_onnx_decoder(
                 f"the model reads {', '.join(streaming.other)} beside its tokens: decoders behind an encoder can't be "
                 "written as ONNX yet. In torch remixer.generate(..., source=...) runs them"
             )
-        shapes = DecoderShapes(streaming)
-        with timed(seconds, "torch.export"):
-            bodies, sources = [], []
-            for module, (call, other, dynamic) in (
-                (streaming.prefill, shapes.prefill()),
-                (streaming.step, shapes.step()),
-            ):
-                calling = copy.copy(module)
-                bodies.append([function.body for function in with_functions(calling, call, other)])
-                sources.append(exported(calling, call, dynamic))
-        with timed(seconds, "torch.onnx"):
-            names = input_names((program.args, program.kwargs))
-            given = outputs_of(streaming.program, sequence(streaming, 2, 2))
-            past, present = ([f"{when}.{name}" for name in streaming.state] for when in ("past", "present"))
-            graphs = [to_graph(sources[0], names, [*given, *present], bodies[0])]
-            graphs.append(to_graph(sources[1], [*names, *past], [*given, *present], bodies[1]))
-        with timed(seconds, "clean"):
-            for graph in graphs:
-                put_side_by_side(graph)
-                clean(graph, provider)
-                shapes.name(graph)
-                if provider == "cuda":
-                    scalars_on_device(graph)
+        graphs = _exported(streaming, provider, seconds)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as draft:
             with timed(seconds, "save"):
                 save_sharing(graphs, [Path(draft) / PREFILL, Path(draft) / STEP], WEIGHTS)
@@ -133,8 +111,8 @@ def to_onnx_decoder(
             manifest = DecoderManifest(
                 length=length,
                 inputs=described(graphs[0].graph.inputs),
-                outputs=described(step.graph.outputs[: len(given)]),
-                state=described(step.graph.inputs[len(names) :]),
+                outputs=described([each for each in step.graph.outputs if not each.name.startswith(PRESENT)]),
+                state=described([each for each in step.graph.inputs if each.name.startswith(PAST)]),
                 opset=dict(step.opset_imports),
                 ir_version=step.ir_version,
                 provider=provider,
@@ -153,6 +131,34 @@ def to_onnx_decoder(
             folder.mkdir(exist_ok=True)
             publish(Path(draft), folder, last=MANIFEST)
     return manifest
+
+
+def _exported(streaming: Streaming, provider: Provider, seconds: dict[str, float]) -> list[Any]:
+    """The graphs of a prompt and of a token after it; what they were exported by is gone then."""
+    program, shapes = streaming.program, DecoderShapes(streaming)
+    with timed(seconds, "torch.export"):
+        bodies, sources = [], []
+        for module, (call, other, dynamic) in (
+            (streaming.prefill, shapes.prefill()),
+            (streaming.step, shapes.step()),
+        ):
+            calling = copy.copy(module)
+            bodies.append([function.body for function in with_functions(calling, call, other)])
+            sources.append(exported(calling, call, dynamic))
+    with timed(seconds, "torch.onnx"):
+        names = input_names((program.args, program.kwargs))
+        given = outputs_of(program, sequence(streaming, 2, 2))
+        past, present = [PAST + name for name in streaming.state], [PRESENT + name for name in streaming.state]
+        graphs = [to_graph(sources[0], names, [*given, *present], bodies[0])]
+        graphs.append(to_graph(sources[1], [*names, *past], [*given, *present], bodies[1]))
+    with timed(seconds, "clean"):
+        for graph in graphs:
+            put_side_by_side(graph)
+            clean(graph, provider)
+            shapes.name(graph)
+            if provider == "cuda":
+                scalars_on_device(graph)
+    return graphs
 
 
 def _quantised(graphs: list[Any], folder: Path) -> list[Any]:

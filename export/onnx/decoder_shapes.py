@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from remixer.export.examples import EXPORT_LENGTH, uneven
+from remixer.export.onnx.names import PAST, PRESENT
 from remixer.passes.prove_stream import pieces, sequence
 from remixer.passes.stream import Streaming
 from remixer.passes.stream_graphs import inputs_of, token_dimension
@@ -72,7 +73,7 @@ class DecoderShapes:
             sizes = list(value.shape)
             for dim, size in enumerate(sizes):
                 if isinstance(size, ir.SymbolicDim):
-                    kept = value.name.startswith(("past.", "present."))
+                    kept = value.name.startswith((PAST, PRESENT))
                     sizes[dim] = "batch" if dim == 0 else "past" if kept else "length"
             value.shape = ir.Shape(sizes)
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+PAST, PRESENT = "past.", "present."  # in front of what a decoder keeps, as its step takes it and as it gives it
+
 
 def input_names(call: Any) -> list[str]:
     """Of all tensors of a call, in their order: by keyword, or "input", "input_1" and so on by position."""

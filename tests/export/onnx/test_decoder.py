@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import weakref
 
 import onnx
 import pytest
@@ -13,8 +14,8 @@ from torch.nn import functional as F
 import remixer
 from remixer import LongShort, Toeplitz
 from remixer.export import ExportError, OnnxDecoder, OnnxMismatchError, ProviderError, to_onnx_decoder
-from remixer.export.onnx import decoder_exporting
-from remixer.export.onnx.decoder import Graphs
+from remixer.export.onnx import decoder_exporting, runtime
+from remixer.export.onnx.decoder import Graph
 from remixer.export.onnx.decoder_shapes import DecoderShapes
 from remixer.export.onnx.shared_weights import SMALLEST
 from remixer.passes.stream import stream
@@ -214,16 +215,29 @@ def test_weights_in_eight_bits(rewritten, tmp_path):
 
 
 def test_a_wrong_step_is_noticed_and_leaves_nothing(rewritten, monkeypatch, tmp_path):
-    right = Graphs.run
+    right = Graph.run
 
     def wrong(self, inputs, state):
         outputs, new = right(self, inputs, state)
         return outputs, new if state is None else state  # forgets the token
 
-    monkeypatch.setattr(Graphs, "run", wrong)
+    monkeypatch.setattr(Graph, "run", wrong)
     with pytest.raises(OnnxMismatchError, match=r"differ from torch by .* in logits, .* at token \d+ of 1 x 12 tokens"):
         to_onnx_decoder(rewritten("softmax"), tmp_path / "out", length=60)
     assert not list(tmp_path.iterdir())
+
+
+def test_only_one_of_the_two_graphs_is_in_memory_while_they_are_tried(rewritten, monkeypatch, tmp_path):
+    alive, most, start = weakref.WeakSet(), [], runtime.Session.__init__
+
+    def counted(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        alive.add(self._session)
+        most.append(len(alive))
+
+    monkeypatch.setattr(runtime.Session, "__init__", counted)
+    to_onnx_decoder(rewritten("softmax"), tmp_path / "out", length=60)
+    assert most == [1, 1]
 
 
 def test_what_is_refused_before_any_work(rewritten, monkeypatch, tmp_path):

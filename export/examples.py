@@ -90,8 +90,10 @@ def _bytes_of_outputs(program: Program, sizes: Sizes) -> int:
     (output,) = program.graph.find_nodes(op="output")
     found = 0
     for node in output.all_input_nodes:
-        size = sympy.prod(shape_of(node) or ()).xreplace(sizes)
-        found += int(size) * node.meta["val"].dtype.itemsize if size.is_Integer else 0
+        shape = shape_of(node)
+        numbers = sympy.prod(shape or (), start=sympy.Integer(1)).xreplace(sizes)
+        if shape is not None and numbers.is_Integer:
+            found += int(numbers) * node.meta["val"].dtype.itemsize
     return found
 
 

@@ -91,7 +91,7 @@ def _bytes_of_outputs(program: Program, sizes: Sizes) -> int:
     found = 0
     for node in output.all_input_nodes:
         shape = shape_of(node)
-        numbers = sympy.prod(shape or (), start=sympy.Integer(1)).xreplace(sizes)
+        numbers = sympy.sympify(sympy.prod(shape or (), start=sympy.Integer(1)).xreplace(sizes))  # or it may be an int
         if shape is not None and numbers.is_Integer:
             found += int(numbers) * node.meta["val"].dtype.itemsize
     return found

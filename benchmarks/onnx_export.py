@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import onnx_ir
+import onnx_decoder
+import onnx_encoder
 from alone import alone, grown_bytes
 from machine import describe
-from onnx_decoder import example, export_peer
+from onnx_decoder import example
 from pretrained import smollm2
 from rich.console import Console
 from rich.table import Table
@@ -42,8 +43,8 @@ def export(what: str, graph: str, folder: Path) -> dict[str, Any]:
     model, _ = smollm2()
     weights = sum(weight.nbytes for weight in model.parameters())
     calls = {
-        ("model", "transformers"): lambda: _peer(model, folder / "model.onnx"),
-        ("decoder", "transformers"): lambda: export_peer(model, folder / "decoder"),
+        ("model", "transformers"): lambda: onnx_encoder.export_peer(model, example(), folder / "model.onnx"),
+        ("decoder", "transformers"): lambda: onnx_decoder.export_peer(model, folder / "decoder"),
     }
     if graph in CONFIGS:
         small = remixer.remix(model, CONFIGS[graph], example())
@@ -52,14 +53,6 @@ def export(what: str, graph: str, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     grown = grown_bytes(calls[what, graph])
     return {"what": what, "graph": graph, "seconds": time.perf_counter() - start, "bytes": grown, "weights": weights}
-
-
-def _peer(model: Any, path: Path) -> None:
-    """The file that transformers' exporter makes of the original, fused for the CPU provider."""
-    from transformers.exporters import OnnxConfig, OnnxExporter
-
-    made = OnnxExporter().export(model, example(), OnnxConfig(dynamic=True, ort_fusions="cpu"))
-    onnx_ir.save(made.program, path)
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import sympy
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -13,7 +12,7 @@ from torch.utils import _pytree as pytree
 from remixer.rewrite.agreement import NotRunError, run
 from remixer.rewrite.elsewhere import Sizes, example_at, is_mask, sizes_of_example
 from remixer.rewrite.inputs import Call
-from remixer.rewrite.program import Program, shape_of
+from remixer.rewrite.program import Program, bytes_at
 
 EXPORT_LENGTH = 300  # long enough to have two blocks of everything, and for nothing to look like a constant
 # One token, few, odd ones, one past the default window, and one past the blocks that transforms go by.
@@ -79,22 +78,11 @@ def trials(program: Program) -> Iterator[Trial]:
 def _affordable(program: Program, batch: int, length: int | None) -> Sizes:
     """Sizes of that many rows, or as many as the outputs allow: a vocabulary's logits may outgrow the model."""
     sizes = _sizes(program, batch, length)
-    while batch > 1 and _bytes_of_outputs(program, sizes) > OUTPUTS:
+    outputs = program.graph.output_node().all_input_nodes
+    while batch > 1 and sum(bytes_at(node, sizes) or 0 for node in outputs) > OUTPUTS:
         batch -= 1
         sizes = _sizes(program, batch, length)
     return sizes
-
-
-def _bytes_of_outputs(program: Program, sizes: Sizes) -> int:
-    """How much a program gives at these sizes, as far as its example tells."""
-    (output,) = program.graph.find_nodes(op="output")
-    found = 0
-    for node in output.all_input_nodes:
-        shape = shape_of(node)
-        numbers = sympy.sympify(sympy.prod(shape or (), start=sympy.Integer(1)).xreplace(sizes))  # or it may be an int
-        if shape is not None and numbers.is_Integer:
-            found += int(numbers) * node.meta["val"].dtype.itemsize
-    return found
 
 
 def _sizes(program: Program, batch: int, length: int | None) -> Sizes:

@@ -6,13 +6,12 @@ import itertools
 from collections.abc import Iterable
 
 import networkx as nx
-import sympy
 from torch import Tensor, fx, nn
 
 from remixer.passes.errors import StageError
 from remixer.passes.stage_loads import sizes_for, weights_at
 from remixer.rewrite.effects import dependencies, storages_of, writes, written
-from remixer.rewrite.program import Program, shape_of
+from remixer.rewrite.program import Program, bytes_at
 
 FIRST, LAST = "first", "last"  # what is before a cut, and what is behind it
 
@@ -192,10 +191,9 @@ class Cutting:
         for other in self.values.bound_to(node):
             network.add_edges_from([(me, label[other]), (label[other], me)])
 
-    def _size(self, node: fx.Node) -> float | None:
+    def _size(self, node: fx.Node) -> int | None:
         """Bytes of a value; None if it can't be sent."""
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return None
-        size = sympy.prod(shape_of(node) or ()).xreplace(self.sizes)
-        return float(size) * value.dtype.itemsize if size.is_number else None
+        return bytes_at(node, self.sizes)

@@ -134,6 +134,15 @@ def shape_of(node: fx.Node) -> tuple[sympy.Expr, ...] | None:
     return tuple(expression(size) for size in value.shape)
 
 
+def bytes_at(node: fx.Node, sizes: Mapping[sympy.Symbol, int]) -> int | None:
+    """How many bytes a node's value takes at these sizes; None if it is not one tensor, or they don't say."""
+    shape = shape_of(node)
+    if shape is None:
+        return None
+    numbers = sympy.sympify(sympy.prod(shape, start=sympy.Integer(1)).xreplace(dict(sizes)))  # or it may be an int
+    return int(numbers) * node.meta["val"].dtype.itemsize if numbers.is_Integer else None
+
+
 def input_symbols(graph: fx.Graph) -> tuple[frozenset[sympy.Symbol], frozenset[sympy.Symbol]]:
     """Symbols of the inputs' first dimensions, and of all their other dimensions."""
     first: set[sympy.Symbol] = set()

@@ -23,12 +23,10 @@ def write(model: Any, path: Path) -> None:
         return
     tensors = [value.const_value for value in model.graph.initializers.values()]
     proto = _without_data(model)
-    headers = [_header(weight, tensor.nbytes) for weight, tensor in zip(proto.graph.initializer, tensors, strict=True)]
-    sizes = [len(header) + tensor.nbytes for header, tensor in zip(headers, tensors, strict=True)]
+    starts = [_start(weight, tensor.nbytes) for weight, tensor in zip(proto.graph.initializer, tensors, strict=True)]
     proto.graph.ClearField("initializer")
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
-    starts = [_INITIALIZER_OF_GRAPH + _varint(size) + header for size, header in zip(sizes, headers, strict=True)]
     whole = len(graph) + sum(len(start) + tensor.nbytes for start, tensor in zip(starts, tensors, strict=True))
     with path.open("wb") as file:
         file.write(proto.SerializeToString() + _GRAPH_OF_MODEL + _varint(whole) + graph)
@@ -63,11 +61,12 @@ def _without_data(model: Any) -> Any:
             value.const_value = tensor
 
 
-def _header(weight: Any, size: int) -> bytes:
-    """A TensorProto up to its data, of which there are `size` bytes."""
+def _start(weight: Any, size: int) -> bytes:
+    """An initializer up to its data, of which there are `size` bytes."""
     weight.ClearField("external_data")
     weight.ClearField("data_location")
-    return bytes(weight.SerializeToString()) + _RAW_DATA_OF_TENSOR + _varint(size)
+    header = weight.SerializeToString() + _RAW_DATA_OF_TENSOR + _varint(size)
+    return _INITIALIZER_OF_GRAPH + _varint(len(header) + size) + bytes(header)
 
 
 def _varint(number: int) -> bytes:

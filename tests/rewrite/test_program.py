@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from torch import fx, nn
+from torch.export import Dim
 
 from remixer.rewrite.capture import capture
-from remixer.rewrite.program import Program, StaticDimension, expression, input_symbols, shape_of
+from remixer.rewrite.program import Program, StaticDimension, bytes_at, expression, input_symbols, shape_of
 
 
 class Model(nn.Module):
@@ -82,3 +83,21 @@ def test_symbols_and_shapes(program):
 
 def test_a_static_dimension_in_words():
     assert str(StaticDimension("x", 1, 8, "because")) == "x dim 1 is fixed at 8: because"
+
+
+class Several(nn.Module):
+    """Values of three, one and no dimensions, and a size."""
+
+    def forward(self, hidden):
+        return hidden.half() * 2, hidden.mean((1, 2)), hidden.mean(), hidden.shape[1]
+
+
+def test_bytes_at_some_sizes():
+    exported = torch.export.export(
+        Several(), (torch.randn(2, 9, 8),), dynamic_shapes={"hidden": {0: Dim.AUTO, 1: Dim.AUTO}}
+    )
+    (hidden,) = exported.graph.find_nodes(op="placeholder")
+    rows, tokens = (size.node.expr for size in hidden.meta["val"].shape[:2])
+    values = exported.graph.output_node().args[0]
+    assert [bytes_at(node, {rows: 3, tokens: 5}) for node in values] == [240, 12, 4, None]
+    assert [bytes_at(node, {rows: 3}) for node in values] == [None, 12, 4, None]

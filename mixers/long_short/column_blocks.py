@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from remixer.mixers.long_short.sight import Sight
+from remixer.mixers.long_short.intervals import Intervals
 from remixer.mixers.long_short.whole import Whole, kept
 
 BLOCK = 128  # queries, and columns, that a kernel takes or skips together
@@ -79,23 +79,17 @@ def layout_of(whole: Whole) -> Layout:
 
 def blocks_of(whole: Whole) -> Blocks:
     """All blocks that hold something that some query of a block sees, whether it exists or not."""
-    sight, layout, (left, right) = whole.without_sinks(), layout_of(whole), whole.spec.window
+    intervals, layout = Intervals.of(whole), layout_of(whole)
     rows, block = -(-whole.tokens // BLOCK), torch.arange(-(-layout.columns // BLOCK), device=whole.device)
     needed = torch.zeros(rows, len(block), dtype=torch.bool, device=whole.device)
-    start, stop = _window(sight)
-    if whole.rank:
-        first = 0
-        for end, (low, high) in zip(layout.ends, _summaries(sight, start), strict=True):
-            needed |= _touched(low * whole.rank, high * whole.rank, first, end - first, block)
-            first = end
+    first = 0
+    for end, (low, high) in zip(layout.ends, intervals.nodes, strict=True):
+        needed |= _touched(low * whole.rank, high * whole.rank, first, end - first, block)
+        first = end
     if whole.sinks:  # wherever they stand
         last = layout.summaries + whole.sinks - 1
         needed |= (block >= layout.summaries // BLOCK) & (block <= last // BLOCK)
-    place = torch.arange(whole.tokens, device=whole.device)
-    if left is not None:
-        start = torch.maximum(start, place - left)
-    if right is not None:
-        stop = torch.minimum(stop, place + right + 1)
+    start, stop = intervals.tokens
     needed |= _touched(start, stop, layout.first, whole.tokens, block)
     place = block * BLOCK - layout.first
     covered = (place >= _by_block(start).amax(1)[:, None]) & (place + BLOCK <= _by_block(stop).amin(1)[:, None])
@@ -103,24 +97,6 @@ def blocks_of(whole: Whole) -> Blocks:
     if whole.tokens % BLOCK:
         covered[-1] = False
     return Blocks(*_in_order(needed & ~covered), *_in_order(covered))
-
-
-def _window(sight: Sight) -> tuple[Tensor, Tensor]:
-    """Where the window of each query starts, and what is behind its end: (T,) each."""
-    tiling, T, device = sight.tiling, sight.exist.shape[1], sight.exist.device
-    tiles = tiling.count(T)
-    query = tiling.positions(0, tiles, device)
-    if sight.spec.causal:
-        return sight.start(0, tiles).flatten()[:T], (query + 1).flatten()[:T]
-    start = (query[:, :1] - tiling.before).expand_as(query)
-    return start.flatten()[:T], (start + tiling.span).flatten()[:T]
-
-
-def _summaries(sight: Sight, start: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Which nodes of each level each query sees, whose window starts there."""
-    if not sight.spec.causal:
-        return [(torch.zeros_like(start), torch.ones_like(start))]
-    return sight.memory.visible(start.div(sight.config.segment, rounding_mode="floor"))
 
 
 def _touched(low: Tensor, high: Tensor, first: int, count: int, block: Tensor) -> Tensor:

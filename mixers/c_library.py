@@ -1,0 +1,90 @@
+"""C code of mixers, compiled when it is first needed by the compiler that the system has, for the CPU that it runs on.
+
+A wheel can't know the CPU, and what matters most here is how wide its vectors are. What was compiled is kept in the
+user's cache folder, under a name made of all that it depends on. Without a compiler, or with one that lacks OpenMP,
+there is no library, and mixers go by torch's operators, which is slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+COMPILERS = ("cc", "gcc", "clang")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+PATIENCE = 60.0  # seconds for the compiler
+
+
+@functools.cache
+def library(source: Path, **macros: str) -> ctypes.CDLL | None:
+    """The library made of a C file, or None where none can be made.
+
+    Args:
+        source: the file.
+        macros: defined while it is compiled.
+    """
+    compiler = _compiler()
+    if compiler is None:
+        return None
+    command = [compiler, *FLAGS, *(f"-D{name}={value}" for name, value in macros.items())]
+    try:
+        target = _cache() / f"{source.stem}-{_fingerprint(command, source)}.so"
+        if not target.exists():
+            _compile(command, source, target)
+        return ctypes.CDLL(str(target))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compiler() -> str | None:
+    """Where the compiler is: that of the environment variable CC, or the first that is found."""
+    named = os.environ.get("CC")
+    names = (named,) if named else COMPILERS
+    return next((found for found in map(shutil.which, names) if found), None) if os.name == "posix" else None
+
+
+def _cache() -> Path:
+    """A folder of the user's own, made if it isn't there; one that lasts as long as the process if it can't be."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(home) / "remixer"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(_passing_folder().name)
+
+
+@functools.cache
+def _passing_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="remixer-")
+
+
+def _fingerprint(command: list[str], source: Path) -> str:
+    """Of the code, how it is compiled, and what the compiler takes this CPU for."""
+    known = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
+    parts = ("\0".join(command).encode(), known, source.read_bytes())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+
+
+def _compile(command: list[str], source: Path, target: Path) -> None:
+    """Make the library beside its place, and move it there when it is whole: others may be at the same."""
+    handle, made = tempfile.mkstemp(suffix=".so", dir=target.parent)
+    os.close(handle)
+    try:
+        _run([*command, str(source), "-o", made, "-lm"])
+        os.replace(made, target)
+    except BaseException:
+        Path(made).unlink(missing_ok=True)
+        raise
+
+
+def _run(command: list[str]) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE).stdout

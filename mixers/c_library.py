@@ -14,11 +14,37 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 PATIENCE = 60.0  # seconds for the compiler
+CLOSE = 1e-4  # how near to its definition a function has to come before it is used
+
+Function = Callable[..., int]
+
+
+def function(source: Path, name: str, **macros: str) -> Function | None:
+    """A function of the library made of a C file, or None where none can be made."""
+    made = library(source, **macros)
+    if made is None:
+        return None
+    found: Function = getattr(made, name)
+    return found
+
+
+def trusted(name: str, off: float) -> bool:
+    """Whether a function may be used that is so far off its definition here; a warning tells if not."""
+    if off < CLOSE:
+        return True
+    warnings.warn(
+        f"The compiled {name} is {off:.1e} off here and is not used: mixers are slower, and right. "
+        "Another compiler may do better: name it in the environment variable CC",
+        stacklevel=3,
+    )
+    return False
 
 
 @functools.cache
@@ -68,9 +94,9 @@ def _passing_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _fingerprint(command: list[str], source: Path) -> str:
-    """Of the code, how it is compiled, and what the compiler takes this CPU for."""
+    """Of the code, what it includes, how it is compiled, and what the compiler takes this CPU for."""
     known = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
-    parts = ("\0".join(command).encode(), known, source.read_bytes())
+    parts = ("\0".join(command).encode(), known, _run([*command, "-E", "-P", str(source)]))
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 

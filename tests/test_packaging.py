@@ -65,4 +65,5 @@ def test_a_wheel_holds_every_file_once(tmp_path):
     assert set(names) == expected
     assets = {f"remixer/viewing/assets/{path.name}" for path in (source / "viewing" / "assets").iterdir()}
     assert assets <= set(files)
+    assert {"remixer/mixers/vectors.h", "remixer/mixers/long_short/attention.c"} <= set(files)
     assert any(name.endswith("licenses/src/remixer/viewing/assets/dagre.LICENSE.txt") for name in files)

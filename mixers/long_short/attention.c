@@ -4,41 +4,14 @@
    section 3.1), in base 2. Vectors run over queries, so that sums, maxima and masks need no exchange between lanes, and
    keys and values are read where they lie, number by number. What lies between fits into a core's own cache.
 
-   Built with REAL = float or double. Of numbers with half as many bits, bfloat16 is read and written as uint16_t. */
+   Built with REAL = float or double; bfloat16 is read and written as uint16_t, and reckoned with as float. */
 
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "../vectors.h"
 
-#ifndef REAL
-#define REAL float
-#endif
-
-/* Bytes of a vector register, and how many rows of a product stay in registers beside two vectors of columns. */
-#if defined(__AVX512F__)
-#define BYTES 64
-#define ROWS 12
-#elif defined(__AVX2__) && defined(__FMA__)
-#define BYTES 32
-#define ROWS 6
-#elif defined(__aarch64__)
-#define BYTES 16
-#define ROWS 12
-#else
-#error "no vector instructions that are worth it"
-#endif
-
-#define WIDE ((int)(BYTES / sizeof(REAL)))
 #define LANES (2 * WIDE)    /* queries in a tile, those of all heads that read one key/value head */
 #define COLUMNS 384         /* columns whose scores are made before they are used */
 #define LEAST ((REAL)-1e30) /* below all scores; finite, so that a row that sees nothing gives 0 */
-#define IN_BASE_2 ((REAL)1.4426950408889634)
 
-typedef REAL vector __attribute__((vector_size(BYTES)));
-#define IS_DOUBLE (sizeof(REAL) == 8)
-#define INTEGER __typeof__(__builtin_choose_expr(IS_DOUBLE, (int64_t)0, (int32_t)0))
-typedef INTEGER bits __attribute__((vector_size(BYTES)));
 
 typedef struct {
     vector half[2];
@@ -60,6 +33,7 @@ typedef struct {
 typedef struct {
     const void *query; /* (B, H, T, D) */
     void *out;         /* (B, H, T, E) */
+    REAL *logarithms;  /* (B, H, T), of the sums of exponentials, or null */
     int64_t query_strides[3], out_strides[3];
     int64_t samples, heads, kv_heads, queries, size, value_size;
     double scale;
@@ -75,40 +49,6 @@ typedef struct {
     int64_t time[LANES], head[LANES];
     lanes largest, total;
 } work;
-
-static inline vector all(REAL x)
-{
-    return (vector){0} + x;
-}
-
-static inline vector either(bits mask, vector yes, vector no)
-{
-    return (vector)(((bits)yes & mask) | ((bits)no & ~mask));
-}
-
-static inline vector larger(vector a, vector b)
-{
-    return either(a > b, a, b); /* b if it is no number */
-}
-
-/* 2^x by the power of the nearest whole number and a Taylor series of the rest; 0 below the normal numbers. */
-static inline vector exp2_of(vector x)
-{
-    static const REAL series[] = {1.0, 0.69314718055994531, 0.24022650695910071, 0.055504108664821580,
-                                  0.0096181291076284772, 0.0013333558146428443, 0.00015403530393381609,
-                                  1.5252733804059840e-5, 1.3215486790144309e-6, 1.0178086009239699e-7,
-                                  7.0549116208011233e-9, 4.4455382718708115e-10, 2.5678435993488205e-11,
-                                  1.3691488853904128e-12};
-    const int degree = IS_DOUBLE ? 13 : 7, fraction = IS_DOUBLE ? 52 : 23, bias = IS_DOUBLE ? 1023 : 127;
-    const REAL round = IS_DOUBLE ? 6755399441055744.0 : 12582912.0; /* 1.5 * 2^fraction: adding it rounds */
-    bits tiny = x <= all((REAL)(1 - bias));
-    x = (vector)((bits)x & ~tiny);
-    vector whole = x + round, rest = x - (whole - round), power = all(series[degree]);
-#pragma GCC unroll 16
-    for (int i = degree - 1; i >= 0; i--) power = power * rest + series[i];
-    bits exponent = ((bits)whole - (bits)all(round) + bias) << fraction;
-    return (vector)((bits)(power * (vector)exponent) & ~tiny);
-}
 
 /* sums[m] += sum over k < n of left[m * row_stride + k * stride] * right[k], for so many rows at once. */
 #define PRODUCT(M)                                                                                                    \
@@ -166,30 +106,6 @@ static inline void multiply(lanes *out, int64_t rows, const REAL *left, int64_t 
     STEP(1)
 }
 
-static inline int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-static inline REAL widened(uint16_t x)
-{
-    union {
-        uint32_t as_bits;
-        float as_float;
-    } u = {(uint32_t)x << 16};
-    return u.as_float;
-}
-
-static inline uint16_t narrowed(REAL x)
-{
-    union {
-        float as_float;
-        uint32_t as_bits;
-    } u = {(float)x};
-    if (x != x) return 0x7FC0;
-    return (u.as_bits + 0x7FFF + ((u.as_bits >> 16) & 1)) >> 16; /* to the nearest, ties to even */
-}
-
 /* Rows of keys or values, and how far apart they are: where they lie, or widened. */
 static const REAL *rows_of(const void *tokens, const int64_t strides[3], int64_t b, int64_t g, int64_t from,
                            int64_t rows, int64_t size, int bfloat16, REAL *space, int64_t *stride)
@@ -228,9 +144,12 @@ static void read_queries(const call *c, work *w, int64_t b, int64_t g, int64_t f
 
 static void write_mixed(const call *c, const work *w, int64_t b, int64_t count)
 {
-    const REAL *total = (const REAL *)&w->total;
+    const REAL *total = (const REAL *)&w->total, *largest = (const REAL *)&w->largest;
     for (int64_t l = 0; l < count; l++) {
         REAL share = total[l] == 0 ? 0 : 1 / total[l];
+        if (c->logarithms)
+            c->logarithms[(b * c->heads + w->head[l]) * c->queries + w->time[l]] =
+                total[l] == 0 ? -INFINITY : (largest[l] + (REAL)log2(total[l])) / IN_BASE_2;
         int64_t start = b * c->out_strides[0] + w->head[l] * c->out_strides[1] + w->time[l] * c->out_strides[2];
         if (c->bfloat16) {
             uint16_t *out = (uint16_t *)c->out + start;

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from remixer.mixers.eager import plain_inference
 from remixer.mixers.long_short.memory import pairs, to_multiple
+from remixer.mixers.long_short.pool_in_c import pool_segments_in_c, pool_whole_in_c, poolable_in_c
 from remixer.mixers.long_short.pool_in_cache import pool_in_cache
 from remixer.mixers.precision import at_least_float32
 
@@ -41,7 +42,9 @@ def pool(
         (B, G, J, D) and (B, G, J, E), J = rank, or nodes * rank with the node leading, level after level.
     """
     B, G, S, _ = key.shape
-    heads = G
+    heads, in_c = G, poolable_in_c(pooling, reads, key, value)
+    if in_c and segment is None:
+        return pool_whole_in_c(pooling, reads, key, value, padding)
     if plain_inference(pooling, key, value):
         if segment is None:
             whole = pool_in_cache(pooling, reads, key, value, padding)
@@ -57,6 +60,7 @@ def pool(
             padding,
             segment,
             levels,
+            in_c,
         )
         for g in range(0, G, heads)
     ]
@@ -72,8 +76,16 @@ def _pool(
     padding: Tensor | None,
     segment: int | None,
     levels: int,
+    in_c: bool,
 ) -> tuple[Tensor, Tensor]:
     """`pool` for some of the heads."""
+    if in_c and segment is not None:
+        wide = at_least_float32(key.dtype)
+        logits = pooling.to(wide).transpose(1, 2) @ reads.to(wide).transpose(2, 3)
+        far_key, far_value, mass = pool_segments_in_c(logits, key, value, padding, segment)
+        if levels > 1:
+            far_key, far_value = all_levels(far_key, far_value, mass, levels)
+        return far_key.flatten(2, 3), far_value.flatten(2, 3)
     logits = pooling.transpose(1, 2) @ reads.transpose(2, 3)  # (B, G, rank, S)
     logits = _in_segments(logits.to(at_least_float32(logits.dtype)), 3, segment)
     if padding is None:

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from remixer.mixers import AttentionSpec, LongShort, LongShortMixer
-from remixer.mixers.long_short import dispatch, in_c
-from remixer.mixers.long_short.in_c import Group, attend, usable_in_c
+from remixer.mixers.long_short import compiled_attention, dispatch, in_c
+from remixer.mixers.long_short.compiled_attention import Group, attend, code_for, proven
+from remixer.mixers.long_short.in_c import usable_in_c
 from remixer.mixers.long_short.sight import Tokens
 from remixer.testing import assert_close
 
 SPEC = AttentionSpec(heads=6, kv_heads=2, head_dim=8, value_dim=6, scale=0.4)
-pytestmark = pytest.mark.skipif(in_c._code("float") is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(code_for("float") is None, reason="no C compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -183,16 +184,16 @@ def test_what_it_does_not_take():
 
 
 def test_wrong_code_is_found_out_and_not_used(monkeypatch):
-    in_c._proven.cache_clear()
-    right = in_c.attend
+    proven.cache_clear()
+    right = compiled_attention.attend
 
     def wrong(query, groups, scale, out):
         right(query, groups, scale * 1.001, out)
 
-    monkeypatch.setattr(in_c, "attend", wrong)
+    monkeypatch.setattr(compiled_attention, "attend", wrong)
     with pytest.warns(UserWarning, match="is not used"):
-        assert not in_c._proven("float")
-    in_c._proven.cache_clear()
+        assert not proven("float")
+    proven.cache_clear()
 
 
 def test_without_the_code_mixers_give_the_same(monkeypatch, calls):
@@ -200,8 +201,8 @@ def test_without_the_code_mixers_give_the_same(monkeypatch, calls):
     inputs = operands(mixer, 50)
     with torch.no_grad():
         expected = mixer(*inputs)
-        monkeypatch.setattr(in_c, "_code", lambda number: None)
-        in_c._proven.cache_clear()
+        monkeypatch.setattr(compiled_attention, "code_for", lambda number: None)
+        proven.cache_clear()
         assert_close(mixer(*inputs), expected)
-    in_c._proven.cache_clear()
+    proven.cache_clear()
     assert len(calls) == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from remixer.mixers import AttentionSpec, LongShort, LongShortMixer
-from remixer.mixers.long_short import dispatch
+from remixer.mixers.long_short import dispatch, summaries
 from remixer.mixers.long_short.exponentials import in_range
 from remixer.mixers.long_short.pool_in_cache import pool_in_cache
 from remixer.mixers.long_short.summaries import pool
@@ -19,6 +19,7 @@ SPEC = AttentionSpec(heads=4, kv_heads=2, head_dim=8, value_dim=6, scale=0.4)
 @pytest.fixture(autouse=True)
 def without_compiled_code(monkeypatch):
     monkeypatch.setattr(dispatch, "usable_in_c", lambda *operands: False)
+    monkeypatch.setattr(summaries, "poolable_in_c", lambda *operands: False)
 
 
 def mixer_of(config, **changes):

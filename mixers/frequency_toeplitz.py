@@ -14,10 +14,11 @@ from torch import Tensor
 
 from remixer.mixers.base import State
 from remixer.mixers.convolution import transform_length
+from remixer.mixers.convolution_in_c import Spectrum, length_in_c
 from remixer.mixers.frequency_reference import frequency_mixer_reference
 from remixer.mixers.registry import register
 from remixer.mixers.spec import AttentionSpec
-from remixer.mixers.toeplitz_kernel import Form, Kernel
+from remixer.mixers.toeplitz_kernel import CompiledKernel, Form, Kernel
 from remixer.mixers.toeplitz_operator import OperatorConfig, ToeplitzOperator
 
 
@@ -82,11 +83,13 @@ class FrequencyToeplitzMixer(ToeplitzOperator):
         whole = {name: each if each is None else F.pad(each, behind[name]) for name, each in operands.items()}
         return self.forward(**whole)[:, :, :T], self.state_after(length, **operands)
 
-    def _new_kernel(self, tokens: int, dtype: torch.dtype, form: Form) -> Kernel:
+    def _new_kernel(self, tokens: int, dtype: torch.dtype, form: Form) -> Kernel | CompiledKernel:
         if self.spec.windowed or form == "matrix" or transform_length(tokens) != 2 * tokens:
             return super()._new_kernel(tokens, dtype, form)
         # Nothing is transformed; `dtype.to_complex()` would break a graph of torch.compile in two.
         response = self.response(tokens).to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+        if form == "compiled" and length_in_c(2 * tokens) == 2 * tokens:
+            return CompiledKernel(Spectrum.of(response, 2 * tokens))
         return Kernel("spectrum", response, 2 * tokens, self.spec.causal)
 
     def reference(

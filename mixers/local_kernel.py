@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from remixer.mixers.convolution_in_c import Blocks, Spectrum, convolve_in_c
+
 # The length of a block's transform over the reach on both sides, and over all at least; measured, shallow optima.
 SPANS_PER_BLOCK = 4
 SHORTEST_TRANSFORM = 2**14
@@ -24,7 +26,8 @@ class LocalKernel:
     """Coefficients of the offsets -(reach - 1)..reach - 1; beyond, they are 0.
 
     Attributes:
-        spectrum: (H, E or 1, length // 2 + 1), complex, of the coefficients from the first offset to the last.
+        spectrum: (H, E or 1, length // 2 + 1), complex, of the coefficients from the first offset to the last; or that
+            as compiled code takes it.
         length: of the transform.
         reach: how many offsets there are to one side, 0 included.
         causal: whether those before 0 are all 0.
@@ -34,7 +37,7 @@ class LocalKernel:
         normalise: whether rows are divided by their sums.
     """
 
-    spectrum: Tensor
+    spectrum: Tensor | Spectrum
     length: int
     reach: int
     causal: bool
@@ -44,13 +47,18 @@ class LocalKernel:
     normalise: bool
 
     @classmethod
-    def of(cls, coefficients: Tensor, causal: bool, normalise: bool) -> LocalKernel:
+    def of(cls, coefficients: Tensor, causal: bool, normalise: bool, *, compiled: bool = False) -> LocalKernel:
         """From (H, E or 1, offsets), the offsets as in ToeplitzOperator.coefficients for `reach` tokens."""
         reach = coefficients.shape[-1] if causal else (coefficients.shape[-1] + 1) // 2
         length = SHORTEST_TRANSFORM
         while length < SPANS_PER_BLOCK * reach:
             length *= 2
-        spectrum = torch.fft.rfft(coefficients, length)  # from the latest key to the earliest
+        if normalise:  # by the sum of a whole row, which only those near the ends are not
+            coefficients = coefficients / coefficients.sum(-1, keepdim=True).clamp(
+                min=torch.finfo(coefficients.dtype).tiny
+            )
+        transformed = torch.fft.rfft(coefficients, length)  # from the latest key to the earliest
+        spectrum = Spectrum.of(transformed, length) if compiled else transformed
         middle = coefficients.shape[-1] - reach
         past = coefficients[..., middle:].cumsum(-1)
         future = torch.zeros_like(past)
@@ -68,24 +76,46 @@ class LocalKernel:
             own: (B, G, T, E or 1), what each query's own key weighs, or None where all weigh 1.
 
         Returns:
-            (B, H, T, E), laid out in memory as (B, H, E, T).
+            (B, H, T, E), laid out in memory as (B, H, E, T), or by compiled code as (B, T, H, E).
         """
+        if isinstance(self.spectrum, Spectrum):
+            return self._times_in_c(self.spectrum, values, weights, own)
         (B, G, T, E), H = values.shape, self.spectrum.shape[0]
         out = values.new_empty(B, H, E, T, dtype=self.past.dtype)
         for h in range(H):
             g = h // (H // G)
-            self._convolve(values[:, g].transpose(1, 2), h, out[:, h])
+            self._convolve(self.spectrum[h], values[:, g].transpose(1, 2), out[:, h])
             if weights is not None and self.normalise:
                 seen = out.new_empty(B, self.spectrum.shape[1], T)
-                self._convolve(weights[:, g % weights.shape[1]].transpose(1, 2), h, seen)
-                itself = self.itself[h] if own is None else self.itself[h] * own[:, g].transpose(1, 2)
-                out[:, h] /= torch.maximum(seen, itself)
+                self._convolve(self.spectrum[h], weights[:, g % weights.shape[1]].transpose(1, 2), seen)
+                out[:, h] /= torch.maximum(seen, self._least(own, g, h))
             elif self.normalise:
                 self._divide(out[:, h], h)
         return out.transpose(2, 3)
 
-    def _convolve(self, rows: Tensor, head: int, out: Tensor) -> None:
-        """Head `head`: rows (B, E or 1, T) into out (B, E, T)."""
+    def _times_in_c(self, spectrum: Spectrum, values: Tensor, weights: Tensor | None, own: Tensor | None) -> Tensor:
+        before = self.reach - 1
+        after = 0 if self.causal else before
+        blocks = Blocks(self.length - before - after, before, before + after)
+        out = convolve_in_c(spectrum, values.to(self.past.dtype), None, blocks)
+        if not self.normalise:
+            return out
+        for h in range(out.shape[1]):
+            g, rows = h // (out.shape[1] // values.shape[1]), out[:, h].transpose(1, 2)
+            if weights is None:
+                self._divide(rows, h)
+                continue
+            theirs = weights[:, g % weights.shape[1], None].to(out.dtype)
+            seen = convolve_in_c(spectrum.of_head(h), theirs, None, blocks)[:, 0].transpose(1, 2)
+            rows /= torch.maximum(seen, self._least(own, g, h))
+        return out
+
+    def _least(self, own: Tensor | None, value_head: int, head: int) -> Tensor:
+        """What the rows of a head sum up to at least, broadcastable to (B, E, T)."""
+        return self.itself[head] if own is None else self.itself[head] * own[:, value_head].transpose(1, 2)
+
+    def _convolve(self, spectrum: Tensor, rows: Tensor, out: Tensor) -> None:
+        """Rows (B, E or 1, T) into out (B, E, T), by the spectrum of a head (E or 1, length // 2 + 1)."""
         T, before = rows.shape[-1], self.reach - 1
         after = 0 if self.causal else before
         block = self.length - before - after
@@ -95,7 +125,7 @@ class LocalKernel:
         most = max(1, ENTRIES_AT_ONCE // (out.shape[0] * out.shape[1] * self.length))
         for first in range(0, blocks, most):
             some = overlapping[:, :, first : first + most]
-            product = torch.fft.rfft(some) * self.spectrum[head][:, None]
+            product = torch.fft.rfft(some) * spectrum[:, None]
             # The first before + after entries are those that wrap around.
             mixed = torch.fft.irfft(product, self.length)[..., before + after :]
             start = first * block
@@ -103,15 +133,13 @@ class LocalKernel:
             out[..., start:stop] = mixed.flatten(2)[..., : stop - start]
 
     def _divide(self, out: Tensor, head: int) -> None:
-        """(B, E, T) by what each row sums up to, which differs near the ends only."""
+        """(B, E, T) by what each row sums up to, which is not 1 near the ends only."""
         T, tiny = out.shape[-1], torch.finfo(out.dtype).tiny
         past, future = self.past[head], self.future[head]
-        whole = (past[:, -1:] + future[:, -1:]).clamp(min=tiny)
         if 2 * self.reach <= T:
             edge = self.reach
             out[..., :edge] /= (past + future[:, -1:]).clamp(min=tiny)
             out[..., T - edge :] /= (past[:, -1:] + future.flip(-1)).clamp(min=tiny)
-            out[..., edge : T - edge] /= whole
             return
         index = torch.arange(T, device=out.device)
         sums = past[:, index.clamp(max=self.reach - 1)] + future[:, (T - 1 - index).clamp(max=self.reach - 1)]

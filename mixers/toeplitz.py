@@ -102,13 +102,15 @@ class ToeplitzMixer(ToeplitzOperator):
         offsets = self.offsets(tokens)
         return self._coefficients(offsets, self.fade(offsets))
 
-    def reach(self, dtype: torch.dtype) -> int | None:
+    def reach(self, dtype: torch.dtype, *, rounded: bool = False) -> int | None:
         """See ToeplitzOperator.reach: as far as the decay lets the largest coefficient through."""
         if self.decay is None and self.config.decay in (None, 1.0):
             return None
         slowest = float(self.fade(self.offsets(2)[-1:]).detach().max())
         least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the least number above 0
         # Normalised coefficients are exp(encoder), relative to the largest.
+        if rounded and self.normalise:
+            least = torch.finfo(dtype).eps ** 2
         largest = 2 * self.encoder.most if self.normalise else math.log(max(self.encoder.most, 1.0))
         return math.ceil((largest - math.log(least)) / -slowest) + 1 if slowest < 0.0 else None
 

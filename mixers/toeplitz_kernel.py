@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from remixer.mixers.convolution import convolve, spectrum_of, toeplitz_matrix, tokens_of, transform_length
+from remixer.mixers.convolution_in_c import Spectrum, convolve_in_c, length_in_c
 from remixer.mixers.toeplitz_gradients import product_in_training
 
-Form = Literal["matrix", "spectrum", "coefficients"]
+Form = Literal["matrix", "spectrum", "coefficients", "compiled"]
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,42 @@ class Kernel:
         return mixed if scale is None else mixed * scale.transpose(1, 2)
 
 
-def kernel_of(coefficients: Tensor, causal: bool, normalise: bool, form: Form) -> Kernel:
+@dataclass(frozen=True)
+class CompiledKernel:
+    """The same operator for compiled code on a CPU.
+
+    Attributes:
+        spectrum: of the coefficients.
+        scale: 1 / the sum of every row over all keys, see `Spectrum.scale_of`, where rows are normalised.
+        itself: see Kernel.
+    """
+
+    form: ClassVar[Form] = "compiled"
+    spectrum: Spectrum
+    scale: Tensor | None = None
+    itself: Tensor | None = None
+
+    def times(self, values: Tensor, scale: Tensor | None = None) -> Tensor:
+        """See `Kernel.times`; the scale is that of this kernel, or None."""
+        return convolve_in_c(self.spectrum, values.to(self.spectrum.weights.dtype), scale)
+
+
+def kernel_of(coefficients: Tensor, causal: bool, normalise: bool, form: Form) -> Kernel | CompiledKernel:
     """The kernel with these coefficients, in their precision.
 
     Args:
         coefficients: (H, E or 1, offsets); (H, 1, offsets) for matrices.
         causal: the offsets are 0..T-1, else -(T-1)..T-1.
         normalise: rows will be divided by their sums.
-        form: see Kernel.
+        form: see Kernel; "compiled" gives a CompiledKernel.
     """
+    if form == "compiled":
+        length = length_in_c(max(2, 2 * tokens_of(coefficients, causal) - 1))
+        spectrum = Spectrum.of(spectrum_of(coefficients, length, causal), length)
+        if not normalise:
+            return CompiledKernel(spectrum)
+        sums, itself = row_sums(coefficients, causal)
+        return CompiledKernel(spectrum, spectrum.scale_of(sums.reciprocal()), itself.transpose(1, 2))
     length = transform_length(tokens_of(coefficients, causal))
     weights = coefficients
     if form == "matrix":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from remixer.mixers.base import Mixer, MixerConfig, Order, State, Unsupported
 from remixer.mixers.convolution import transform_dtype
+from remixer.mixers.convolution_in_c import convolvable_in_c
 from remixer.mixers.eager import all_exist, plain_inference, plain_training, unobserved
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.gate import Gate
@@ -22,7 +23,7 @@ from remixer.mixers.precision import at_least_float32
 from remixer.mixers.recent import Recent
 from remixer.mixers.ring_buffer import empty_ring, fill_ring, step_ring
 from remixer.mixers.spec import AttentionSpec
-from remixer.mixers.toeplitz_kernel import Form, Kernel, kernel_of
+from remixer.mixers.toeplitz_kernel import CompiledKernel, Form, Kernel, kernel_of
 
 # Up to so many tokens a matrix per head is faster than transforms, and more exact.
 DIRECT_AT_MOST = 128
@@ -97,7 +98,7 @@ class ToeplitzOperator(Mixer):
             self.gate = Gate(spec.heads, spec.head_dim, spec.value_dim)
         elif config.gate == "value":
             self.gate = Gate(spec.heads, spec.value_dim, spec.value_dim)
-        self._kernels: Recent[Kernel] = Recent()
+        self._kernels: Recent[Kernel | CompiledKernel] = Recent()
         self._local: Recent[LocalKernel] = Recent()
         self._rings: Recent[Tensor] = Recent()
 
@@ -244,8 +245,13 @@ class ToeplitzOperator(Mixer):
             mixed = mixed * self.gate(operand)
         return mixed.to(value.dtype)
 
-    def reach(self, dtype: torch.dtype) -> int | None:
-        """Of how many offsets to one side a coefficient may be other than 0 in this precision; None: of all."""
+    def reach(self, dtype: torch.dtype, *, rounded: bool = False) -> int | None:
+        """Of how many offsets to one side a coefficient may be other than 0 in this precision; None: of all.
+
+        Args:
+            dtype: the precision.
+            rounded: leave out what a transform's rounding errors, which go with the largest coefficient, hide by far.
+        """
         return None
 
     def _local_kernel(self, value: Tensor) -> LocalKernel | None:
@@ -254,19 +260,21 @@ class ToeplitzOperator(Mixer):
         if self.training or not plain_inference(value, *parameters):
             return None
         dtype = at_least_float32(value.dtype)
-        reach = self.reach(dtype) if value.shape[2] >= LONG else None
+        reach = self.reach(dtype, rounded=True) if value.shape[2] >= LONG else None
         if reach is None or value.shape[2] < REACHES * reach:
             return None
 
         def make() -> LocalKernel:
-            return LocalKernel.of(self.coefficients(reach).to(dtype), self.spec.causal, self.normalise)
+            coefficients = self.coefficients(reach).to(dtype)
+            return LocalKernel.of(coefficients, self.spec.causal, self.normalise, compiled=compiled)
 
-        return self._local.get((reach, dtype), parameters, make)
+        compiled = convolvable_in_c(value, self.spec.heads)
+        return self._local.get((reach, dtype, compiled), parameters, make)
 
     def _parameters_of_kernel(self) -> list[Tensor]:
         return [each for name, each in self.named_parameters() if not name.startswith(("gate.", "key_weights."))]
 
-    def _kernel(self, value: Tensor) -> Kernel:
+    def _kernel(self, value: Tensor) -> Kernel | CompiledKernel:
         """For values (B, G, T, E); kept between calls at inference."""
         tokens, dtype = value.shape[2], transform_dtype(value.shape[2], value.dtype)
         parameters = self._parameters_of_kernel()
@@ -275,7 +283,10 @@ class ToeplitzOperator(Mixer):
             return self._new_kernel(tokens, dtype, form)
         # Autocast would round a product of matrices.
         direct = self.channels == 1 and tokens <= DIRECT_AT_MOST and not torch.is_autocast_enabled(value.device.type)
-        form, dtype = ("matrix", at_least_float32(value.dtype)) if direct else ("spectrum", dtype)
+        if direct:
+            form, dtype = "matrix", at_least_float32(value.dtype)
+        else:
+            form = "compiled" if convolvable_in_c(value, self.spec.heads) else "spectrum"
         return self._kernels.get((tokens, dtype, form), parameters, lambda: self._new_kernel(tokens, dtype, form))
 
     def _ring(self, length: int, like: Tensor) -> Tensor:
@@ -293,5 +304,5 @@ class ToeplitzOperator(Mixer):
         with torch.inference_mode(False), torch.no_grad():  # states may be used where gradients are wanted
             return self._rings.get((length, dtype, like.device), parameters, make)
 
-    def _new_kernel(self, tokens: int, dtype: torch.dtype, form: Form) -> Kernel:
+    def _new_kernel(self, tokens: int, dtype: torch.dtype, form: Form) -> Kernel | CompiledKernel:
         return kernel_of(self.coefficients(tokens).to(dtype), self.spec.causal, self.normalise, form)

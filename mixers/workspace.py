@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
+import sys
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+LARGE = 2**25  # bytes
+HUGE_PAGE = 2**21
+MADV_HUGEPAGE = 14  # in sys/mman.h of Linux
 
 
 class Workspace(threading.local):
@@ -53,6 +61,40 @@ def keep_freed_memory() -> None:
     Nothing is touched, so nothing is used up; elsewhere this does nothing.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
+def empty_like_tokens(like: Tensor, heads: int, size: int) -> Tensor:
+    """A CPU tensor (B, heads, T, size) for what is mixed of (B, G, T, E), laid out as (B, T, heads, size).
+
+    So a model that puts the heads of a token side by side copies nothing.
+    """
+    made = like.new_empty(like.shape[0], like.shape[2], heads, size)
+    return in_huge_pages(made).transpose(1, 2)
+
+
+def in_huge_pages(fresh: Tensor) -> Tensor:
+    """Ask Linux for pages of 2 MiB under a large tensor that nobody has touched: a quarter of the time to do so first.
+
+    glibc takes new memory for each block beyond 32 MiB, and every page of it costs an interrupt.
+    """
+    madvise = _madvise()
+    size = fresh.numel() * fresh.element_size()
+    if madvise is not None and size >= LARGE:
+        first, last = -(-fresh.data_ptr() // HUGE_PAGE), (fresh.data_ptr() + size) // HUGE_PAGE
+        madvise(
+            first * HUGE_PAGE, (last - first) * HUGE_PAGE, MADV_HUGEPAGE
+        )  # only a wish: what it returns is no matter
+    return fresh
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    found = ctypes.CDLL(None).madvise
+    found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    made: Callable[[int, int, int], int] = found
+    return made
 
 
 keep_freed_memory()

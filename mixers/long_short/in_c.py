@@ -16,6 +16,7 @@ from remixer.mixers.long_short.sight import Sight, Tokens
 from remixer.mixers.long_short.whole import Whole, kept
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.spec import AttentionSpec
+from remixer.mixers.workspace import empty_like_tokens
 
 MOST_KEPT = 2**16  # tokens of a sequence whose intervals are kept between calls
 
@@ -40,7 +41,7 @@ def mix_in_c(
         (B, H, T, E); 0 for a query that sees nothing.
     """
     groups = list(_groups(query, keys, values, sight, added, masked))
-    out = query.new_empty(*query.shape[:1], query.shape[2], query.shape[1], values.near.shape[3]).transpose(1, 2)
+    out = empty_like_tokens(query, query.shape[1], values.near.shape[3])
     attend(query, groups, sight.spec.scale, out)
     return out
 

@@ -65,7 +65,8 @@ def pool_segments_in_c(
         MemoryError: there is none left.
     """
     (B, G, rank, S), D, E = logits.shape, key.shape[3], value.shape[3]
-    logits, key, value = logits.contiguous(), by_entries(key), by_entries(value)
+    logits = logits.to(at_least_float32(key.dtype)).contiguous()
+    key, value = by_entries(key), by_entries(value)
     exist = None if padding is None else padding.expand(B, S).contiguous()
     segments = -(-S // segment)
     far_key, far_value = (key.new_empty(B, G, segments, rank, size) for size in (D, E))

@@ -11,7 +11,7 @@ from remixer.mixers.eager import plain_inference
 from remixer.mixers.long_short.memory import pairs, to_multiple
 from remixer.mixers.long_short.pool_in_c import pool_segments_in_c, pool_whole_in_c, poolable_in_c
 from remixer.mixers.long_short.pool_in_cache import pool_in_cache
-from remixer.mixers.precision import at_least_float32
+from remixer.mixers.precision import at_least_float32, unrounded
 
 # How many weights of summaries are made before they are used, where that is free to choose.
 WEIGHTS_IN_CACHE = 2**21
@@ -81,7 +81,8 @@ def _pool(
     """`pool` for some of the heads."""
     if in_c and segment is not None:
         wide = at_least_float32(key.dtype)
-        logits = pooling.to(wide).transpose(1, 2) @ reads.to(wide).transpose(2, 3)
+        with unrounded(key.device):
+            logits = pooling.to(wide).transpose(1, 2) @ reads.to(wide).transpose(2, 3)
         far_key, far_value, mass = pool_segments_in_c(logits, key, value, padding, segment)
         if levels > 1:
             far_key, far_value = all_levels(far_key, far_value, mass, levels)

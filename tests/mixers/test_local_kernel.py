@@ -17,8 +17,10 @@ OPTIONS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
+@pytest.fixture(autouse=True, params=[False, True], ids=["torch", "compiled"])
+def small_blocks(monkeypatch, request):
+    if not request.param:
+        monkeypatch.setattr("remixer.mixers.toeplitz_operator.convolvable_in_c", lambda *operands: False)
     monkeypatch.setattr("remixer.mixers.toeplitz_operator.LONG", 64)
     monkeypatch.setattr("remixer.mixers.toeplitz_operator.REACHES", 2)
     monkeypatch.setattr("remixer.mixers.local_kernel.SHORTEST_TRANSFORM", 64)
@@ -71,6 +73,20 @@ def test_the_reach_leaves_out_nothing_but_zeros():
         reach = mixer.reach(torch.float32)
         with torch.no_grad():
             assert mixer.coefficients(reach + 200)[..., reach:].eq(0.0).all()
+
+
+def test_the_rounded_reach_leaves_out_what_rounding_hides():
+    for options in OPTIONS:
+        mixer = mixer_of(options, True)
+        rounded, reach = mixer.reach(torch.float32, rounded=True), mixer.reach(torch.float32)
+        if not mixer.normalise:
+            assert rounded == reach
+            continue
+        assert rounded < reach
+        with torch.no_grad():
+            coefficients = mixer.coefficients(reach)
+        largest = coefficients.amax(-1, keepdim=True)
+        assert (coefficients[..., rounded:] <= torch.finfo(torch.float32).eps ** 2 * largest).all()
 
 
 def test_without_decay_everything_is_in_reach():

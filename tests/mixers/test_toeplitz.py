@@ -159,7 +159,7 @@ def test_short_sequences_with_a_matrix_per_head_and_long_ones_meet(causal, norma
                 assert_close(mixer(value=value, padding=mask), mixer.reference(value=value, padding=mask))
             assert (mixer._kernel(value).form == "matrix") == (T <= 128)
             with torch.autocast("cpu", dtype=torch.bfloat16):  # which would round a product of matrices
-                assert mixer._kernel(value).form == "spectrum"
+                assert mixer._kernel(value).form != "matrix"
 
 
 class TestWhatIsKeptBetweenCalls:

@@ -1,0 +1,219 @@
+"""Toeplitz products at inference on a CPU by compiled code, see convolution.c."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from remixer.mixers.c_library import Function, function, trusted
+from remixer.mixers.eager import plain_inference
+from remixer.mixers.workspace import empty_like_tokens
+
+NUMBERS = {torch.float32: "float", torch.float64: "double"}
+
+_Pointer, _Number, _Strides = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64 * 3
+
+
+class _Call(ctypes.Structure):
+    """`call` in convolution.c."""
+
+    _fields_ = (
+        *((name, _Pointer) for name in ("values", "out")),
+        *((name, _Strides) for name in ("value_strides", "out_strides")),
+        *((name, _Pointer) for name in ("spectrum", "scale", "twiddles", "radices", "places")),
+        *((name, _Number) for name in ("stages", "length", "bins", "samples", "value_heads", "heads", "tokens")),
+        *((name, _Number) for name in ("value_channels", "channels", "shared", "scales")),
+        *((name, _Number) for name in ("blocks", "step", "before", "first", "threads")),
+    )
+
+
+class Blocks(NamedTuple):
+    """How a sequence that is longer than the transform is cut: block n makes the rows from n * step on.
+
+    Attributes:
+        step: how many rows.
+        before: by how many tokens values begin before them.
+        first: where they stand in what comes out of the transform.
+    """
+
+    step: int
+    before: int
+    first: int
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The transform of coefficients in the order in which convolution.c meets it.
+
+    Attributes:
+        weights: (H, pairs, bins, 2, 2, WIDE) for pairs of vectors of channels, or (H, length, 2) where all share it.
+        length: of the transform.
+        channels: how many have coefficients of their own, 1 if they are shared.
+    """
+
+    weights: Tensor
+    length: int
+    channels: int
+
+    @classmethod
+    def of(cls, spectrum: Tensor, length: int) -> Spectrum:
+        """From (H, E or 1, length // 2 + 1), complex, and a length that `length_in_c` gave."""
+        transform = _transform_of(length, spectrum.real.dtype)
+        (H, channels, _), wide = spectrum.shape, _wide(NUMBERS[spectrum.real.dtype])
+        if channels == 1:
+            whole = torch.cat([spectrum, spectrum[..., 1 : (length + 1) // 2].flip(-1).conj()], -1)
+            weights = torch.view_as_real(whole[:, 0, transform.order] / length).contiguous()
+            return cls(weights, length, 1)
+        missing = -channels % (2 * wide)
+        chosen = spectrum[..., transform.order[transform.order <= length // 2]] / (2 * length)
+        padded = torch.cat([chosen, chosen.new_zeros(H, missing, chosen.shape[2])], 1)
+        pairs = torch.view_as_real(padded.unflatten(1, (-1, 2, wide)))  # (H, pairs, 2, WIDE, bins, 2)
+        return cls(pairs.permute(0, 1, 4, 2, 5, 3).contiguous(), length, channels)
+
+    def of_head(self, head: int) -> Spectrum:
+        """That of one head alone."""
+        return replace(self, weights=self.weights[head : head + 1])
+
+    def scale_of(self, rows: Tensor) -> Tensor:
+        """Factors on rows (H, E or 1, T) as `convolve_in_c` takes them: (H, T, 1 or whole pairs of vectors)."""
+        missing = 0 if rows.shape[1] == 1 else -rows.shape[1] % (2 * _wide(NUMBERS[rows.dtype]))
+        return torch.nn.functional.pad(rows.transpose(1, 2), (0, missing)).contiguous()
+
+
+class _Transform(NamedTuple):
+    """A way through a transform of some length.
+
+    Attributes:
+        radices: (stages,) int64, of each stage.
+        twiddles: stage by stage, (size / radix, radix - 1, 2).
+        order: (length,), the frequency that ends up at each place.
+        places: (bins, 2) int32, where the frequencies k and -k end up, k <= length / 2, by the place of k.
+    """
+
+    radices: Tensor
+    twiddles: Tensor
+    order: Tensor
+    places: Tensor
+
+
+def convolvable_in_c(values: Tensor, heads: int) -> bool:
+    """Whether values (B, G, T, E) are convolved at inference on a CPU, and there is the code, and work for all threads.
+
+    The code shares out whole heads, while transforms of torch share out channels.
+    """
+    if values.dtype not in (*NUMBERS, torch.bfloat16, torch.float16) or not plain_inference(values):
+        return False
+    return values.shape[0] * heads >= torch.get_num_threads() and _proven("float") and _proven("double")
+
+
+def length_in_c(least: int) -> int:
+    """The least length from there on that the code has transforms for: a power of two, or three times one.
+
+    Examples:
+        >>> [length_in_c(least) for least in (1, 2, 3, 5, 13, 2047, 2049)]
+        [2, 2, 3, 6, 16, 2048, 3072]
+    """
+    return min(odd << max(2 - odd, (-(-least // odd) - 1).bit_length()) for odd in (1, 3))
+
+
+def convolve_in_c(
+    spectrum: Spectrum, values: Tensor, scale: Tensor | None = None, blocks: Blocks | None = None
+) -> Tensor:
+    """The product of a circulant matrix for each head and channel with values.
+
+    Args:
+        spectrum: of the coefficients.
+        values: (B, G, T, E or 1), of their precision; query head h reads value head h // (H / G).
+        scale: factors on the rows, see `Spectrum.scale_of`, or None.
+        blocks: how sequences are cut that are longer than the transform, or None.
+
+    Returns:
+        (B, H, T, E), laid out in memory as (B, T, H, E).
+
+    Raises:
+        MemoryError: there is none left.
+    """
+    if values.stride(-1) != 1:
+        values = values.contiguous()
+    (B, G, T, E), H = values.shape, spectrum.weights.shape[0]
+    channels, cut = max(E, spectrum.channels), blocks or Blocks(T, 0, 0)
+    number, shared = NUMBERS[values.dtype], spectrum.channels == 1
+    transform = _transform_of(spectrum.length, values.dtype)
+    out = empty_like_tokens(values, H, channels)
+    call = _Call(
+        *(each.data_ptr() for each in (values, out)),
+        *(_Strides(*each.stride()[:3]) for each in (values, out)),
+        spectrum.weights.data_ptr(),
+        None if scale is None else scale.data_ptr(),
+        *(each.data_ptr() for each in (transform.twiddles, transform.radices, transform.places)),
+        *(len(transform.radices), spectrum.length, len(transform.places)),
+        *(B, G, H, T, E, channels, shared, 0 if scale is None else scale.shape[2]),
+        *(-(-T // cut.step), *cut, torch.get_num_threads()),
+    )
+    code = _code_for(number)
+    assert code is not None
+    if code(ctypes.byref(call)):
+        raise MemoryError(f"no memory for transforms of {spectrum.length} numbers")
+    return out
+
+
+@functools.lru_cache(maxsize=16)
+def _transform_of(length: int, dtype: torch.dtype) -> _Transform:
+    with torch.inference_mode(False):
+        radices, size = [], length
+        for radix in (4, 2, 3):
+            while size % radix == 0:
+                radices.append(radix)
+                size //= radix
+        twiddles, order, size = [], torch.zeros(1, dtype=torch.long), length
+        for radix in radices:
+            part = torch.arange(size // radix, dtype=torch.float64)[:, None] * torch.arange(1, radix)
+            angle = part * (-2 * math.pi / size)
+            twiddles.append(torch.stack([angle.cos(), angle.sin()], -1).flatten().to(dtype))
+            size //= radix
+        for radix in reversed(radices):
+            order = torch.cat([first + radix * order for first in range(radix)])
+        place = torch.empty_like(order)
+        place[order] = torch.arange(length)
+        lower = order[order <= length // 2]
+        places = torch.stack([place[lower], place[(length - lower) % length]], -1).int()
+        return _Transform(torch.tensor(radices), torch.cat(twiddles), order, places)
+
+
+@functools.cache
+def _code_for(number: str) -> Function | None:
+    """The code for numbers of a kind, or None if it can't be compiled here."""
+    return function(Path(__file__).with_name("convolution.c"), "convolve", REAL=number)
+
+
+@functools.cache
+def _wide(number: str) -> int:
+    """How many channels a vector holds."""
+    wide = function(Path(__file__).with_name("convolution.c"), "wide", REAL=number)
+    assert wide is not None
+    return wide()
+
+
+@functools.cache
+def _proven(number: str) -> bool:
+    """Whether there is the code, and it gives what it should; a warning tells if it doesn't."""
+    if _code_for(number) is None:
+        return False
+    dtype = torch.float64 if number == "double" else torch.float32
+    with torch.inference_mode(False), torch.no_grad():
+        length = 96
+        coefficients, values = (
+            torch.arange(rows * length, dtype=dtype).mul_(7.3).sin_().view(rows, length) for rows in (5, 3)
+        )
+        spectrum = Spectrum.of(torch.fft.rfft(coefficients)[:, None].expand(-1, 3, -1), length)
+        mixed = convolve_in_c(spectrum, values.T.expand(1, 5, -1, -1))
+        product = torch.fft.rfft(coefficients)[:, None] * torch.fft.rfft(values)
+        off = (mixed[0] - torch.fft.irfft(product, length).transpose(1, 2)).abs().max()
+    return trusted("convolution", float("inf") if off.isnan() else float(off))

@@ -7,6 +7,7 @@ there is no library, and mixers go by torch's operators, which is slower.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -15,8 +16,11 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
@@ -33,6 +37,16 @@ def function(source: Path, name: str, **macros: str) -> Function | None:
         return None
     found: Function = getattr(made, name)
     return found
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Whatever a user has switched on around a call: what is done in here comes out as ever, and can be kept."""
+    plain = torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu")
+    with contextlib.ExitStack() as stack:
+        for each in (_disable_current_modes(), *plain):
+            stack.enter_context(each)
+        yield
 
 
 def trusted(name: str, off: float) -> bool:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from remixer.mixers.c_library import Function, function, trusted
-from remixer.mixers.eager import plain_inference
+from remixer.mixers.c_library import Function, function, trusted, undisturbed
+from remixer.mixers.eager import plain_inference, unwatched
 from remixer.mixers.workspace import empty_like_tokens
 
 NUMBERS = {torch.float32: "float", torch.float64: "double"}
@@ -108,7 +108,7 @@ def convolvable_in_c(values: Tensor, heads: int) -> bool:
 
     The code shares out whole heads, while transforms of torch share out channels.
     """
-    if values.dtype not in (*NUMBERS, torch.bfloat16, torch.float16) or not plain_inference(values):
+    if values.dtype not in (*NUMBERS, torch.bfloat16, torch.float16) or not (plain_inference(values) and unwatched()):
         return False
     return values.shape[0] * heads >= torch.get_num_threads() and _proven("float") and _proven("double")
 
@@ -207,7 +207,7 @@ def _proven(number: str) -> bool:
     if _code_for(number) is None:
         return False
     dtype = torch.float64 if number == "double" else torch.float32
-    with torch.inference_mode(False), torch.no_grad():
+    with undisturbed():
         length = 96
         coefficients, values = (
             torch.arange(rows * length, dtype=dtype).mul_(7.3).sin_().view(rows, length) for rows in (5, 3)
@@ -216,4 +216,4 @@ def _proven(number: str) -> bool:
         mixed = convolve_in_c(spectrum, values.T.expand(1, 5, -1, -1))
         product = torch.fft.rfft(coefficients)[:, None] * torch.fft.rfft(values)
         off = (mixed[0] - torch.fft.irfft(product, length).transpose(1, 2)).abs().max()
-    return trusted("convolution", float("inf") if off.isnan() else float(off))
+        return trusted("convolution", float(off.nan_to_num(torch.inf)))

@@ -23,6 +23,11 @@ def plain_training(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(each.requires_grad for each in tensors) and plain(*tensors)
 
 
+def unwatched() -> bool:
+    """Whether no dispatch mode wants to see every operator, which compiled code doesn't show."""
+    return torch._C._len_torch_dispatch_stack() == 0
+
+
 def unobserved(*tensors: Tensor) -> bool:
     """Whether nobody differentiates, traces, exports or maps over these tensors, whatever device they are on.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from remixer.mixers.c_library import Function, function, trusted
+from remixer.mixers.c_library import Function, function, trusted, undisturbed
 
 NUMBERS = {torch.float32: "float", torch.bfloat16: "float", torch.float64: "double"}  # what the code reckons with
 
@@ -18,7 +18,7 @@ Pointer, Number, Strides = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64 * 3
 
 
 class _Group(ctypes.Structure):
-    """`group` in attention.c."""
+    """`group` in attention.h."""
 
     _fields_ = (
         ("key", Pointer),
@@ -34,11 +34,16 @@ class _Group(ctypes.Structure):
         ("by_query", Pointer),
         ("by_query_stride", Number),
         ("by_head", Pointer),
+        ("of_key", Pointer),
+        ("of_value", Pointer),
+        ("of_key_strides", ctypes.c_int64 * 4),
+        ("of_value_strides", ctypes.c_int64 * 4),
+        ("of_scores", Pointer),
     )
 
 
 class _Call(ctypes.Structure):
-    """`call` in attention.c."""
+    """`call` in attention.h."""
 
     _fields_ = (
         ("query", Pointer),
@@ -57,6 +62,11 @@ class _Call(ctypes.Structure):
         ("threads", Number),
         ("count", Number),
         ("groups", ctypes.POINTER(_Group)),
+        ("above", Pointer),
+        ("delta", Pointer),
+        ("of_query", Pointer),
+        ("above_strides", Strides),
+        ("parts", Number),
     )
 
 
@@ -71,6 +81,9 @@ class Group(NamedTuple):
         by_column: (B or 1, columns), added to the scores, or None.
         by_query: (B or 1, T), added to the scores, or None.
         by_head: (H,), added to the scores, or None.
+        of_key: (parts, B, G, columns, D), to which the gradients of keys are added, or None.
+        of_value: (parts, B, G, columns, E), likewise of values.
+        of_scores: (B, H, T), likewise those of scores, summed over the columns.
     """
 
     key: Tensor
@@ -80,6 +93,9 @@ class Group(NamedTuple):
     by_column: Tensor | None = None
     by_query: Tensor | None = None
     by_head: Tensor | None = None
+    of_key: Tensor | None = None
+    of_value: Tensor | None = None
+    of_scores: Tensor | None = None
 
 
 def attend(query: Tensor, groups: list[Group], scale: float, out: Tensor, logarithms: Tensor | None = None) -> None:
@@ -98,26 +114,69 @@ def attend(query: Tensor, groups: list[Group], scale: float, out: Tensor, logari
     """
     if out.stride(-1) != 1 and out.shape[-1] > 1:
         raise ValueError(f"the entries of out must lie next to each other, got strides {out.stride()}")
-    query = by_entries(query)
-    groups = [group._replace(key=by_entries(group.key), value=by_entries(group.value)) for group in groups]
-    (B, H, T, D), (_, G, _, E) = query.shape, groups[0].value.shape
-    call = _Call(
-        query.data_ptr(),
-        out.data_ptr(),
-        None if logarithms is None else logarithms.data_ptr(),
-        Strides(*query.stride()[:3]),
-        Strides(*out.stride()[:3]),
-        *(B, H, G, T, D, E),
-        scale,
-        query.dtype == torch.bfloat16,
-        torch.get_num_threads(),
-        len(groups),
-        (_Group * len(groups))(*(_described(group) for group in groups)),
-    )
     code = code_for(NUMBERS[query.dtype])
     assert code is not None
+    query, groups = by_entries(query), [_by_entries(group) for group in groups]
+    call = _call(query, groups, scale, out=_pointer(out), logarithms=_pointer(logarithms))
+    call.out_strides = Strides(*out.stride()[:3])
     if code(ctypes.byref(call)):
-        raise MemoryError(f"no memory for the attention of {B} x {H} x {T} queries")
+        raise MemoryError(f"no memory for the attention of {tuple(query.shape)} queries")
+
+
+def attend_backward(
+    query: Tensor,
+    groups: list[Group],
+    scale: float,
+    logarithms: Tensor,
+    above: Tensor,
+    delta: Tensor,
+    of_query: Tensor | None,
+) -> None:
+    """The gradients of `attend`: added to those that groups ask for.
+
+    Args:
+        query: see `attend`; not bfloat16.
+        groups: the columns, and what is asked of them; `parts` of each sequence have gradients of their own.
+        scale: see `attend`.
+        logarithms: (B, H, T), that `attend` gave.
+        above: (B, H, T, E), the gradient of what it gave.
+        delta: (B, H, T), contiguous, the products of the two.
+        of_query: (B, H, T, D), contiguous, where the gradient of the query goes, or None.
+
+    Raises:
+        MemoryError: there is none left.
+    """
+    code = gradients_for(NUMBERS[query.dtype])
+    assert code is not None
+    query, above, groups = by_entries(query), by_entries(above), [_by_entries(group) for group in groups]
+    call = _call(query, groups, scale, logarithms=_pointer(logarithms), delta=_pointer(delta), above=_pointer(above))
+    call.above_strides, call.of_query = Strides(*above.stride()[:3]), _pointer(of_query)
+    call.parts = max((len(group.of_key) for group in groups if group.of_key is not None), default=1)
+    if code(ctypes.byref(call)):
+        raise MemoryError(f"no memory for the gradients of {tuple(query.shape)} queries")
+
+
+def _call(query: Tensor, groups: list[Group], scale: float, **pointers: int | None) -> _Call:
+    (B, H, T, D), (_, G, _, E) = query.shape, groups[0].value.shape
+    return _Call(
+        query=query.data_ptr(),
+        query_strides=Strides(*query.stride()[:3]),
+        **dict(zip(("samples", "heads", "kv_heads", "queries", "size", "value_size"), (B, H, G, T, D, E), strict=True)),
+        scale=scale,
+        bfloat16=query.dtype == torch.bfloat16,
+        threads=torch.get_num_threads(),
+        count=len(groups),
+        groups=(_Group * len(groups))(*(_described(group) for group in groups)),
+        **pointers,
+    )
+
+
+def _by_entries(group: Group) -> Group:
+    return group._replace(key=by_entries(group.key), value=by_entries(group.value))
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def by_entries(tensor: Tensor) -> Tensor:
@@ -128,6 +187,7 @@ def by_entries(tensor: Tensor) -> Tensor:
 def _described(group: Group) -> _Group:
     ends = [_Strided.of(end) for end in (group.low, group.high)]
     by_column, by_query = (_Strided.of(each) for each in (group.by_column, group.by_query))
+    gradients = group.of_key, group.of_value
     return _Group(
         group.key.data_ptr(),
         group.value.data_ptr(),
@@ -137,7 +197,9 @@ def _described(group: Group) -> _Group:
         *(end.stride for end in ends),
         *by_column,
         *by_query,
-        None if group.by_head is None else group.by_head.data_ptr(),
+        *(_pointer(each) for each in (group.by_head, *gradients)),
+        *((ctypes.c_int64 * 4)(*(() if each is None else each.stride()[:4])) for each in gradients),
+        _pointer(group.of_scores),
     )
 
 
@@ -161,37 +223,69 @@ def code_for(number: str) -> Function | None:
 
 
 @functools.cache
+def gradients_for(number: str) -> Function | None:
+    """Likewise the code of the gradients."""
+    return function(Path(__file__).with_name("attention_gradients.c"), "attend_backward", REAL=number)
+
+
+@functools.cache
 def proven(number: str) -> bool:
     """Whether there is the code, and it gives what it should; a warning tells if it doesn't."""
     if code_for(number) is None:
         return False
-    with torch.inference_mode(False), torch.no_grad():
+    with undisturbed():
         return trusted("attention", _far_off(torch.float64 if number == "double" else torch.float32))
 
 
-def _far_off(dtype: torch.dtype) -> float:
-    """By how much the code misses an attention written out, over columns in two groups."""
+@functools.cache
+def proven_in_training(number: str) -> bool:
+    """Likewise of the gradients."""
+    if gradients_for(number) is None or not proven(number):
+        return False
+    with undisturbed():
+        off = _far_off(torch.float64 if number == "double" else torch.float32, gradients=True)
+    return trusted("gradient of attention", off)
+
+
+def _far_off(dtype: torch.dtype, *, gradients: bool = False) -> float:
+    """By how much the code misses an attention written out, over columns in two groups, or its gradients."""
     place = torch.arange(37, dtype=torch.int32)[None]
-    query, key, value = (
-        torch.arange(heads * length * 5, dtype=dtype).mul_(7.3 + heads).sin_().view(1, heads, length, 5)
-        for heads, length in ((4, 37), (2, 50), (2, 49))
+    query, key, value, above = (
+        torch.arange(heads * length * 5, dtype=dtype).mul_(7.3 + start).sin_().view(1, heads, length, 5)
+        for start, (heads, length) in enumerate(((4, 37), (2, 50), (2, 50), (4, 37)))
     )
-    value = torch.cat([value, value[:, :, :1]], 2)
     near, far = (place.clamp(min=9) - 9, place + 1), (torch.zeros_like(place), place // 3)
     by_column, by_head = query[0, 0, :13, 0].contiguous()[None], query[0, :, 5, 1].contiguous()
+    by_query = place.to(dtype) / 9
+    of_key, of_value = (torch.zeros(1, *each.shape, dtype=dtype) for each in (key, value))
     groups = [
-        Group(key[:, :, 37:], value[:, :, 37:], *far, by_column, place.to(dtype) / 9, by_head),
-        Group(key[:, :, :37], value[:, :, :37], *near),
+        Group(
+            key[:, :, 37:],
+            value[:, :, 37:],
+            *far,
+            by_column,
+            by_query,
+            by_head,
+            of_key[..., 37:, :],
+            of_value[..., 37:, :],
+        ),
+        Group(key[:, :, :37], value[:, :, :37], *near, None, None, None, of_key[..., :37, :], of_value[..., :37, :]),
     ]
-    out = torch.empty_like(query)
-    attend(query, groups, 0.7, out)
-    scores = 0.7 * query @ key.repeat_interleave(2, 1).transpose(2, 3)
-    more = by_column[:, None] + by_head[:, None, None] + (place.to(dtype) / 9)[..., None]
-    scores[..., 37:] += more
-    seen = torch.cat([_inside(low, high, n) for (low, high), n in ((near, 37), (far, 13))], -1)
-    expected = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1) @ value.repeat_interleave(2, 1)
-    worst = (out - expected).abs().max()
-    return float("inf") if worst.isnan() else float(worst)
+    mixed, of_query, logarithms = torch.empty_like(query), torch.empty_like(query), torch.empty_like(query[..., 0])
+    attend(query, groups, 0.7, mixed, logarithms)
+    operands = [each.clone().requires_grad_(gradients) for each in (query, key, value)]
+    with torch.enable_grad():
+        wide_key, wide_value = (each.repeat_interleave(2, 1) for each in operands[1:])
+        more = torch.cat([torch.zeros(4, 37, 37, dtype=dtype), by_column + by_head[:, None, None] + by_query.mT], -1)
+        seen = torch.cat([_inside(low, high, n) for (low, high), n in ((near, 37), (far, 13))], -1)
+        scores = 0.7 * operands[0] @ wide_key.mT + more
+        expected = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1) @ wide_value
+    found, right = [mixed], [expected.detach()]
+    if gradients:
+        delta = (above * mixed).sum(-1)
+        attend_backward(query, groups, 0.7, logarithms, above, delta, of_query)
+        found, right = [of_query, of_key[0], of_value[0]], list(torch.autograd.grad(expected, operands, above))
+    return max(float((one - other).abs().max().nan_to_num(torch.inf)) for one, other in zip(found, right, strict=True))
 
 
 def _inside(low: Tensor, high: Tensor, columns: int) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from remixer.mixers.eager import plain_inference
+from remixer.mixers.eager import plain_inference, unwatched
 from remixer.mixers.long_short.block_scores import Tables, tables_without_padding
 from remixer.mixers.long_short.column_blocks import layout_of
 from remixer.mixers.long_short.compiled_attention import NUMBERS, Group, attend, proven
@@ -27,7 +28,7 @@ def usable_in_c(
     """Whether these operands are mixed at inference on a CPU, in a form that the code takes, and there is the code."""
     plain = offsets is None and dropout == 0.0 and spec.softcap is None and query.dtype in NUMBERS
     tensors = [each for each in (query, *keys, *values) if each is not None]
-    if not plain or len({each.dtype for each in tensors}) > 1 or not plain_inference(*tensors):
+    if not (plain and plain_inference(*tensors) and unwatched()) or len({each.dtype for each in tensors}) > 1:
         return False
     return proven(NUMBERS[query.dtype])
 
@@ -40,16 +41,37 @@ def mix_in_c(
     Returns:
         (B, H, T, E); 0 for a query that sees nothing.
     """
-    groups = list(_groups(query, keys, values, sight, added, masked))
+    groups = list(groups_of(query, keys, values, sight, added, masked))
     out = empty_like_tokens(query, query.shape[1], values.near.shape[3])
     attend(query, groups, sight.spec.scale, out)
     return out
 
 
-def _groups(
-    query: Tensor, keys: Tokens, values: Tokens, sight: Sight, added: Tensor | None, masked: bool
+class Asked(NamedTuple):
+    """Where gradients go, see `Group`; None of what nobody asks for.
+
+    Attributes:
+        keys: (parts, B, G, n, D), of near, sinks and far.
+        values: (parts, B, G, n, E), of near, sinks and far.
+        scores: (B, H, T), those of scores of summaries, summed.
+    """
+
+    keys: tuple[Tensor | None, ...] = (None, None, None)
+    values: tuple[Tensor | None, ...] = (None, None, None)
+    scores: Tensor | None = None
+
+
+def groups_of(
+    query: Tensor,
+    keys: Tokens,
+    values: Tokens,
+    sight: Sight,
+    added: Tensor | None,
+    masked: bool,
+    asked: Asked | None = None,
 ) -> Iterator[Group]:
     """Summaries, level by level, sinks, and the window."""
+    (near, sinks, far), scores = zip(*(asked or Asked())[:2], strict=True), asked and asked.scores
     whole, samples, wide = Whole.of(sight), query.shape[0], at_least_float32(query.dtype)
     layout = layout_of(whole)
     tables = Tables.of(sight, samples, wide) if masked else tables_without_padding(whole, samples, wide)
@@ -62,14 +84,16 @@ def _groups(
         first, by_head = 0, None if added is None else added.detach().to(wide).contiguous()
         for stop, (low, high) in zip(layout.ends, ends.nodes, strict=True):
             key, value = (each[:, :, first:stop] for each in (keys.far, values.far))
-            yield Group(key, value, low, high, by_column(first, stop - first), tables.by_query, by_head)
+            of_key, of_value = (each if each is None else each[:, :, :, first:stop] for each in far)
+            by = (by_column(first, stop - first), tables.by_query, by_head)
+            yield Group(key, value, low, high, *by, of_key, of_value, scores)
             first = stop
     if keys.sinks is not None and values.sinks is not None and sight.sinks is not None:
         of_sinks = by_column(layout.summaries, layout.sinks)
         for low, high in _sinks_in_sight(sight.sinks[0], ends.tiles, sight.spec.causal):
-            yield Group(keys.sinks, values.sinks, low, high, of_sinks)
+            yield Group(keys.sinks, values.sinks, low, high, of_sinks, None, None, *sinks)
     low, high = ends.tokens
-    yield Group(keys.near, values.near, low, high, by_column(layout.first, layout.tokens))
+    yield Group(keys.near, values.near, low, high, by_column(layout.first, layout.tokens), None, None, *near)
 
 
 def _ends(whole: Whole) -> Intervals:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from remixer.mixers.c_library import Function, function, trusted
-from remixer.mixers.eager import plain_inference
+from remixer.mixers.c_library import Function, function, trusted, undisturbed
+from remixer.mixers.eager import plain_inference, unwatched
 from remixer.mixers.long_short.compiled_attention import (
     NUMBERS,
     Group,
@@ -43,7 +43,7 @@ def poolable_in_c(*operands: Tensor) -> bool:
     """Whether W_P, what it reads, keys and values are pooled at inference on a CPU, and there is the code for it."""
     dtype = operands[0].dtype
     same = dtype in NUMBERS and all(each.dtype == dtype for each in operands)
-    return same and plain_inference(*operands) and _proven(NUMBERS[dtype])
+    return same and plain_inference(*operands) and unwatched() and _proven(NUMBERS[dtype])
 
 
 def pool_segments_in_c(
@@ -153,10 +153,10 @@ def _proven(number: str) -> bool:
     if _code_for(number) is None or not proven(number):
         return False
     dtype = torch.float64 if number == "double" else torch.float32
-    with torch.inference_mode(False), torch.no_grad():
+    with undisturbed():
         logits, value = (torch.arange(rows * 18, dtype=dtype).mul_(7.3).sin_().view(1, 1, rows, 18) for rows in (2, 5))
         far, _, mass = pool_segments_in_c(logits, value.mT, value.mT, None, 9)
         of_segments = logits.unflatten(3, (2, 9)).transpose(2, 3)
         expected = torch.softmax(of_segments, -1) @ value.mT.unflatten(2, (2, 9))
         off = (far - expected).abs().max() + (mass - of_segments.logsumexp(-1)).abs().max()
-    return trusted("pooling", float("inf") if off.isnan() else float(off))
+        return trusted("pooling", float(off.nan_to_num(torch.inf)))

@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from remixer.mixers import AttentionSpec, LongShort, LongShortMixer
-from remixer.mixers.long_short import compiled_attention, dispatch, in_c
+from remixer.mixers import AttentionSpec, LongShort, LongShortMixer, convolution_in_c
+from remixer.mixers.long_short import compiled_attention, dispatch, in_c, pool_in_c
 from remixer.mixers.long_short.compiled_attention import Group, attend, code_for, proven
 from remixer.mixers.long_short.in_c import usable_in_c
 from remixer.mixers.long_short.sight import Tokens
@@ -187,8 +189,8 @@ def test_wrong_code_is_found_out_and_not_used(monkeypatch):
     proven.cache_clear()
     right = compiled_attention.attend
 
-    def wrong(query, groups, scale, out):
-        right(query, groups, scale * 1.001, out)
+    def wrong(query, groups, scale, *rest):
+        right(query, groups, scale * 1.001, *rest)
 
     monkeypatch.setattr(compiled_attention, "attend", wrong)
     with pytest.warns(UserWarning, match="is not used"):
@@ -205,4 +207,26 @@ def test_without_the_code_mixers_give_the_same(monkeypatch, calls):
         proven.cache_clear()
         assert_close(mixer(*inputs), expected)
     proven.cache_clear()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("number", ["float", "double"])
+def test_the_check_is_not_disturbed_by_what_is_on(number):
+    for check in (proven, compiled_attention.proven_in_training, pool_in_c._proven, convolution_in_c._proven):
+        check.cache_clear()
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"), FakeTensorMode():
+            assert check(number)
+        check.cache_clear()
+        with torch.inference_mode():
+            assert check(number)
+
+
+def test_it_is_not_asked_where_a_dispatch_mode_wants_to_see_every_operator(calls):
+    mixer = mixer_of(LongShort(window=8, sinks=0), torch.float32)
+    inputs = operands(mixer, 40, dtype=torch.float32)
+    with torch.no_grad():
+        with FlopCounterMode(display=False):
+            mixed = mixer(*inputs)
+        assert not calls
+        assert_close(mixed, mixer(*inputs))
     assert len(calls) == 1

@@ -17,6 +17,11 @@ from remixer.testing import assert_close
 SPEC = AttentionSpec(heads=4, kv_heads=2, head_dim=8, value_dim=8, scale=0.4)
 
 
+@pytest.fixture(autouse=True)
+def without_compiled_code(monkeypatch):
+    monkeypatch.setattr(dispatch, "trainable_in_c", lambda *operands: False)
+
+
 def mixer_of(config, **changes):
     torch.manual_seed(0)
     mixer = LongShortMixer(dataclasses.replace(SPEC, **changes), config).double()

@@ -71,11 +71,13 @@ class Spectrum:
             whole = torch.cat([spectrum, spectrum[..., 1 : (length + 1) // 2].flip(-1).conj()], -1)
             weights = torch.view_as_real(whole[:, 0, transform.order] / length).contiguous()
             return cls(weights, length, 1)
-        missing = -channels % (2 * wide)
-        chosen = spectrum[..., transform.order[transform.order <= length // 2]] / (2 * length)
-        padded = torch.cat([chosen, chosen.new_zeros(H, missing, chosen.shape[2])], 1)
-        pairs = torch.view_as_real(padded.unflatten(1, (-1, 2, wide)))  # (H, pairs, 2, WIDE, bins, 2)
-        return cls(pairs.permute(0, 1, 4, 2, 5, 3).contiguous(), length, channels)
+        order = transform.order[transform.order <= length // 2]
+        weights = spectrum.real.new_zeros(H, -(-channels // (2 * wide)), len(order), 2, 2, wide)
+        for mine, theirs in zip(weights, spectrum, strict=True):  # whole, its copies would take more than the products
+            pairs = torch.view_as_real(theirs[:, order]).div_(2 * length)
+            padded = torch.nn.functional.pad(pairs, (0, 0, 0, 0, 0, -channels % (2 * wide)))
+            mine.permute(0, 2, 4, 1, 3).copy_(padded.unflatten(0, (-1, 2, wide)))
+        return cls(weights, length, channels)
 
     def of_head(self, head: int) -> Spectrum:
         """That of one head alone."""

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -72,7 +73,7 @@ def library(source: Path, **macros: str) -> ctypes.CDLL | None:
     compiler = _compiler()
     if compiler is None:
         return None
-    command = [compiler, *FLAGS, *(f"-D{name}={value}" for name, value in macros.items())]
+    command = [*compiler, *FLAGS, *(f"-D{name}={value}" for name, value in macros.items())]
     try:
         target = _cache() / f"{source.stem}-{_fingerprint(command, source)}.so"
         if not target.exists():
@@ -82,20 +83,26 @@ def library(source: Path, **macros: str) -> ctypes.CDLL | None:
         return None
 
 
-def _compiler() -> str | None:
-    """Where the compiler is: that of the environment variable CC, or the first that is found."""
-    named = os.environ.get("CC")
-    names = (named,) if named else COMPILERS
-    return next((found for found in map(shutil.which, names) if found), None) if os.name == "posix" else None
+def _compiler() -> list[str] | None:
+    """The compiler: what the environment variable CC says, or the first that is found."""
+    if os.name != "posix":
+        return None
+    named = shlex.split(os.environ.get("CC", ""))
+    for program, *options in [named] if named else [[name] for name in COMPILERS]:
+        found = shutil.which(program)
+        if found is not None:
+            return [found, *options]
+    return None
 
 
 def _cache() -> Path:
-    """A folder of the user's own, made if it isn't there; one that lasts as long as the process if it can't be."""
+    """A folder that nobody else may write to, made if it isn't there; else one that lasts as long as the process."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(home) / "remixer"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+        known = folder.stat()
+        if known.st_uid == os.getuid() and not known.st_mode & 0o022 and os.access(folder, os.W_OK):
             return folder
     except OSError:
         pass

@@ -7,18 +7,37 @@ their length, every transform in cache, and coefficients are needed, and kept, f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remixer.mixers.convolution_in_c import Blocks, Spectrum, convolve_in_c
+from remixer.mixers.convolution_in_c import Blocks, Spectrum, convolve_in_c, length_in_c
 
 # The length of a block's transform over the reach on both sides, and over all at least; measured, shallow optima.
 SPANS_PER_BLOCK = 4
 SHORTEST_TRANSFORM = 2**14
 ENTRIES_AT_ONCE = 2**21
+# The same of compiled transforms: how long at most, and what it costs to read and write a number, in stages of radix 2.
+LONGEST_TRANSFORM, READING = 2**16, 8
+
+
+def length_of_blocks(tokens: int, reach: int, causal: bool) -> int:
+    """The length of compiled transforms by which so many tokens cost least, in blocks that overlap by the reach.
+
+    Up to LONGEST_TRANSFORM, beyond which they outgrow the caches, or the least that makes more rows than it loses.
+    """
+    beside = (reach - 1) * (1 if causal else 2)
+    length = length_in_c(2 * beside + 2)
+    best, least = length, math.inf
+    while length <= max(best, LONGEST_TRANSFORM):
+        cost = -(-tokens // (length - beside)) * length * (math.log2(length) + READING)
+        if cost < least:
+            best, least = length, cost
+        length = length_in_c(length + 1)
+    return best
 
 
 @dataclass(frozen=True)
@@ -47,18 +66,23 @@ class LocalKernel:
     normalise: bool
 
     @classmethod
-    def of(cls, coefficients: Tensor, causal: bool, normalise: bool, *, compiled: bool = False) -> LocalKernel:
-        """From (H, E or 1, offsets), the offsets as in ToeplitzOperator.coefficients for `reach` tokens."""
+    def of(
+        cls, coefficients: Tensor, causal: bool, normalise: bool, *, compiled_length: int | None = None
+    ) -> LocalKernel:
+        """From (H, E or 1, offsets), the offsets as in ToeplitzOperator.coefficients for `reach` tokens.
+
+        With a length of transforms, compiled code makes them, see `length_of_blocks`.
+        """
         reach = coefficients.shape[-1] if causal else (coefficients.shape[-1] + 1) // 2
-        length = SHORTEST_TRANSFORM
-        while length < SPANS_PER_BLOCK * reach:
+        length = SHORTEST_TRANSFORM if compiled_length is None else compiled_length
+        while compiled_length is None and length < SPANS_PER_BLOCK * reach:
             length *= 2
         if normalise:  # by the sum of a whole row, which only those near the ends are not
             coefficients = coefficients / coefficients.sum(-1, keepdim=True).clamp(
                 min=torch.finfo(coefficients.dtype).tiny
             )
         transformed = torch.fft.rfft(coefficients, length)  # from the latest key to the earliest
-        spectrum = Spectrum.of(transformed, length) if compiled else transformed
+        spectrum = transformed if compiled_length is None else Spectrum.of(transformed, length)
         middle = coefficients.shape[-1] - reach
         past = coefficients[..., middle:].cumsum(-1)
         future = torch.zeros_like(past)

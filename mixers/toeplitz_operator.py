@@ -17,7 +17,7 @@ from remixer.mixers.eager import all_exist, plain_inference, plain_training, uno
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.gate import Gate
 from remixer.mixers.key_weights import KeyWeights, weighed
-from remixer.mixers.local_kernel import LocalKernel
+from remixer.mixers.local_kernel import LocalKernel, length_of_blocks
 from remixer.mixers.position_encoder import PositionEncoder
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.recent import Recent
@@ -266,10 +266,11 @@ class ToeplitzOperator(Mixer):
 
         def make() -> LocalKernel:
             coefficients = self.coefficients(reach).to(dtype)
-            return LocalKernel.of(coefficients, self.spec.causal, self.normalise, compiled=compiled)
+            return LocalKernel.of(coefficients, causal, self.normalise, compiled_length=length)
 
-        compiled = convolvable_in_c(value, self.spec.heads)
-        return self._local.get((reach, dtype, compiled), parameters, make)
+        causal, in_c = self.spec.causal, convolvable_in_c(value, self.spec.heads)
+        length = length_of_blocks(value.shape[2], reach, causal) if in_c else None
+        return self._local.get((reach, dtype, length), parameters, make)
 
     def _parameters_of_kernel(self) -> list[Tensor]:
         return [each for name, each in self.named_parameters() if not name.startswith(("gate.", "key_weights."))]

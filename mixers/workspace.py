@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-LARGE = 2**25  # bytes
+LARGE = 2**22  # bytes
 HUGE_PAGE = 2**21
 MADV_HUGEPAGE = 14  # in sys/mman.h of Linux
 

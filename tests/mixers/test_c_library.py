@@ -67,6 +67,21 @@ def test_a_cache_that_cannot_be_written_is_done_without(source, tmp_path):
 
 
 @needs_compiler
+def test_code_that_others_may_have_written_is_not_loaded(source, tmp_path):
+    folder = tmp_path / "cache" / "remixer"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert result(library(source, FACTOR="2"), 4.0) == 8.0
+    assert kept(tmp_path) == []
+
+
+@needs_compiler
+def test_a_compiler_with_options(source, monkeypatch):
+    monkeypatch.setenv("CC", f"{c_library._compiler()[0]} -DFACTOR=5")
+    assert result(library(source), 4.0) == 20.0
+
+
+@needs_compiler
 def test_code_that_does_not_compile_is_no_library_and_leaves_nothing(source, tmp_path):
     source.write_text("#error not on this CPU")
     assert library(source, FACTOR="2") is None

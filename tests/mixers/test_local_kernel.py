@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from remixer.mixers import AttentionSpec, Toeplitz, ToeplitzMixer
+from remixer.mixers.local_kernel import length_of_blocks
 from remixer.testing import assert_close
 
 SPEC = AttentionSpec(heads=4, kv_heads=2, head_dim=3, value_dim=3, scale=1.0, padding=True)
@@ -100,3 +101,13 @@ def test_training_sees_the_whole_sequence():
     assert mixer._local_kernel(value) is None  # gradients are wanted
     with torch.no_grad():
         assert mixer.train()._local_kernel(value) is None
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("reach", [1, 2, 300, 4230, 100_000])
+def test_compiled_blocks_make_more_rows_than_they_lose_and_fit_a_cache(reach, causal):
+    beside = (reach - 1) * (1 if causal else 2)
+    for tokens in (1000, 2**15, 2**20):
+        length = length_of_blocks(tokens, reach, causal)
+        assert length > 2 * beside
+        assert length <= max(2**16, 4 * beside)

@@ -110,6 +110,18 @@ def spectrum_of(coefficients: Tensor, length: int, causal: bool) -> Tensor:
     return torch.fft.rfft(torch.cat([past, unused, future], -1), length)
 
 
+def gradients_by_autograd(
+    coefficients: Tensor, values: Tensor, causal: bool, gradient: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of `toeplitz_product`, in operators that autograd knows how to differentiate again."""
+    length = transform_length(tokens_of(coefficients, causal))
+    wanted = [tensor for tensor in (coefficients, values) if tensor.requires_grad]
+    mixed = convolve(spectrum_of(coefficients, length, causal), values, length)
+    found = iter(torch.autograd.grad(mixed, wanted, gradient, create_graph=True))
+    of_coefficients, of_values = (next(found) if tensor.requires_grad else None for tensor in (coefficients, values))
+    return of_coefficients, of_values
+
+
 def convolve(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None = None) -> Tensor:
     """The Toeplitz product, given the spectrum of the coefficients.
 

@@ -18,19 +18,29 @@ from remixer.mixers.workspace import empty_like_tokens
 
 NUMBERS = {torch.float32: "float", torch.float64: "double"}
 
-_Pointer, _Number, _Strides = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64 * 3
+Pointer, Number, Strides = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64 * 3
+
+
+class TransformFields(ctypes.Structure):
+    """`transform` in fourier.h."""
+
+    _fields_ = (
+        *((name, Pointer) for name in ("twiddles", "radices", "places")),
+        *((name, Number) for name in ("stages", "length", "bins")),
+    )
 
 
 class _Call(ctypes.Structure):
     """`call` in convolution.c."""
 
     _fields_ = (
-        *((name, _Pointer) for name in ("values", "out")),
-        *((name, _Strides) for name in ("value_strides", "out_strides")),
-        *((name, _Pointer) for name in ("spectrum", "scale", "twiddles", "radices", "places")),
-        *((name, _Number) for name in ("stages", "length", "bins", "samples", "value_heads", "heads", "tokens")),
-        *((name, _Number) for name in ("value_channels", "channels", "shared", "scales")),
-        *((name, _Number) for name in ("blocks", "step", "before", "first", "threads")),
+        *((name, Pointer) for name in ("values", "out")),
+        *((name, Strides) for name in ("value_strides", "out_strides")),
+        *((name, Pointer) for name in ("spectrum", "scale")),
+        ("transform", TransformFields),
+        *((name, Number) for name in ("samples", "value_heads", "heads", "tokens")),
+        *((name, Number) for name in ("value_channels", "channels", "shared", "scales")),
+        *((name, Number) for name in ("blocks", "step", "before", "first", "threads")),
     )
 
 
@@ -65,7 +75,7 @@ class Spectrum:
     @classmethod
     def of(cls, spectrum: Tensor, length: int) -> Spectrum:
         """From (H, E or 1, length // 2 + 1), complex, and a length that `length_in_c` gave."""
-        transform = _transform_of(length, spectrum.real.dtype)
+        transform = transform_of(length, spectrum.real.dtype)
         (H, channels, _), wide = spectrum.shape, _wide(NUMBERS[spectrum.real.dtype])
         if channels == 1:
             whole = torch.cat([spectrum, spectrum[..., 1 : (length + 1) // 2].flip(-1).conj()], -1)
@@ -89,7 +99,7 @@ class Spectrum:
         return torch.nn.functional.pad(rows.transpose(1, 2), (0, missing)).contiguous()
 
 
-class _Transform(NamedTuple):
+class Transform(NamedTuple):
     """A way through a transform of some length.
 
     Attributes:
@@ -103,6 +113,11 @@ class _Transform(NamedTuple):
     twiddles: Tensor
     order: Tensor
     places: Tensor
+
+    def fields(self) -> TransformFields:
+        """It as the code takes it."""
+        pointers = (each.data_ptr() for each in (self.twiddles, self.radices, self.places))
+        return TransformFields(*pointers, len(self.radices), len(self.order), len(self.places))
 
 
 def convolvable_in_c(values: Tensor, heads: int) -> bool:
@@ -147,15 +162,14 @@ def convolve_in_c(
     (B, G, T, E), H = values.shape, spectrum.weights.shape[0]
     channels, cut = max(E, spectrum.channels), blocks or Blocks(T, 0, 0)
     number, shared = NUMBERS[values.dtype], spectrum.channels == 1
-    transform = _transform_of(spectrum.length, values.dtype)
+    transform = transform_of(spectrum.length, values.dtype)
     out = empty_like_tokens(values, H, channels)
     call = _Call(
         *(each.data_ptr() for each in (values, out)),
-        *(_Strides(*each.stride()[:3]) for each in (values, out)),
+        *(Strides(*each.stride()[:3]) for each in (values, out)),
         spectrum.weights.data_ptr(),
         None if scale is None else scale.data_ptr(),
-        *(each.data_ptr() for each in (transform.twiddles, transform.radices, transform.places)),
-        *(len(transform.radices), spectrum.length, len(transform.places)),
+        transform.fields(),
         *(B, G, H, T, E, channels, shared, 0 if scale is None else scale.shape[2]),
         *(-(-T // cut.step), *cut, torch.get_num_threads()),
     )
@@ -167,7 +181,8 @@ def convolve_in_c(
 
 
 @functools.lru_cache(maxsize=16)
-def _transform_of(length: int, dtype: torch.dtype) -> _Transform:
+def transform_of(length: int, dtype: torch.dtype) -> Transform:
+    """The way through a transform of a length that `length_in_c` gave, kept between calls."""
     with torch.inference_mode(False):
         radices, size = [], length
         for radix in (4, 2, 3):
@@ -186,7 +201,7 @@ def _transform_of(length: int, dtype: torch.dtype) -> _Transform:
         place[order] = torch.arange(length)
         lower = order[order <= length // 2]
         places = torch.stack([place[lower], place[(length - lower) % length]], -1).int()
-        return _Transform(torch.tensor(radices), torch.cat(twiddles), order, places)
+        return Transform(torch.tensor(radices), torch.cat(twiddles), order, places)
 
 
 @functools.cache

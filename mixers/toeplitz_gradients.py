@@ -13,13 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remixer.mixers.convolution import (
-    ENTRIES_AT_ONCE,
-    convolve,
-    spectrum_of,
-    tokens_of,
-    transform_length,
-)
+from remixer.mixers.convolution import ENTRIES_AT_ONCE, gradients_by_autograd, transform_length
+from remixer.mixers.toeplitz_gradients_in_c import CompiledProduct, trainable_in_c
 
 
 class ToeplitzProduct(torch.autograd.Function):
@@ -49,7 +44,7 @@ class ToeplitzProduct(torch.autograd.Function):
         (gradient,) = gradients
         coefficients, values, *spectra = ctx.saved_tensors
         if torch.is_grad_enabled():  # these gradients will be differentiated themselves
-            return *_gradients_by_autograd(coefficients, values, ctx.causal, gradient), None
+            return *gradients_by_autograd(coefficients, values, ctx.causal, gradient), None
         of_coefficients, of_values = (
             torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed else None
             for tensor, needed in zip((coefficients, values), ctx.needs_input_grad, strict=False)
@@ -85,6 +80,8 @@ def product_in_training(coefficients: Tensor, values: Tensor, causal: bool) -> T
     Returns:
         (B, H, T, E).
     """
+    if trainable_in_c(coefficients, values):
+        return CompiledProduct.apply(coefficients, values, causal)
     return ToeplitzProduct.apply(coefficients, values, causal)
 
 
@@ -106,15 +103,3 @@ def _pieces(values: Tensor, coefficients: Tensor, length: int) -> Iterator[tuple
     for first in range(0, G, heads):
         last = min(first + heads, G)
         yield slice(first, last), slice(first * groups, last * groups)
-
-
-def _gradients_by_autograd(
-    coefficients: Tensor, values: Tensor, causal: bool, gradient: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """The same gradients in operators that autograd knows how to differentiate again."""
-    length = transform_length(tokens_of(coefficients, causal))
-    wanted = [tensor for tensor in (coefficients, values) if tensor.requires_grad]
-    mixed = convolve(spectrum_of(coefficients, length, causal), values, length)
-    found = iter(torch.autograd.grad(mixed, wanted, gradient, create_graph=True))
-    of_coefficients, of_values = (next(found) if tensor.requires_grad else None for tensor in (coefficients, values))
-    return of_coefficients, of_values

@@ -10,7 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("rewrite", "passes", "mixers", "export")
-CODE = ("vectors.h", "convolution.c", "long_short/attention.c", "long_short/pooling.c")
+CODE = (
+    *("vectors.h", "fourier.h", "convolution.c", "convolution_gradients.c"),
+    *(f"long_short/{name}" for name in ("attention.h", "attention.c", "attention_gradients.c", "pooling.c")),
+)
 
 
 @pytest.fixture(scope="module")

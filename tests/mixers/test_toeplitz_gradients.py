@@ -9,7 +9,7 @@ from remixer.mixers.convolution import toeplitz_reference
 from remixer.mixers.toeplitz_gradients import product_in_training
 from remixer.testing import assert_close
 
-CASES = [(T, C, E) for T in (1, 2, 9, 33) for C, E in ((3, 3), (1, 3), (3, 1))]
+CASES = [(T, C, E) for T in (1, 2, 9, 33) for C, E in ((3, 3), (1, 3), (3, 1), (1, 1), (17, 17), (40, 40))]
 
 
 def operands(T, causal, C=3, E=3, B=2, dtype=torch.float64):
@@ -17,6 +17,17 @@ def operands(T, causal, C=3, E=3, B=2, dtype=torch.float64):
     generator = torch.Generator().manual_seed(T)
     shapes = (4, C, T if causal else 2 * T - 1), (B, 2, T, E)
     return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["torch", "compiled"])
+def compiled(monkeypatch, request):
+    """Two value heads are enough work for one thread."""
+    if not request.param:
+        monkeypatch.setattr(module, "trainable_in_c", lambda *operands: False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield request.param
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -64,10 +75,11 @@ def behind(tensor):
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-def test_mixers_train_by_it(normalise):
+def test_mixers_train_by_it(normalise, compiled):
     spec = AttentionSpec(heads=4, kv_heads=2, head_dim=3, value_dim=3, scale=1.0, source_dim=12)
     mixer = ToeplitzMixer(spec, Toeplitz(normalise=normalise))
-    assert "ToeplitzProductBackward" in behind(mixer(value=torch.randn(1, 2, 300, 3)))
+    name = "CompiledProductBackward" if compiled else "ToeplitzProductBackward"
+    assert name in behind(mixer(value=torch.randn(1, 2, 300, 3)))
 
 
 def test_float32_is_as_exact_as_float64_within_the_tolerance():

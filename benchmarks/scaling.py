@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 SHORTEST = 4096
 TARGETS = {"toeplitz": 2.3, "long_short": 2.1}  # seconds(2n) / seconds(n) at most, memory likewise
 PEERS = ("attention, scores written out", "attention, fused", "long_short", "toeplitz")
+TURNS = 5  # of which the median counts: memory that is used again and again settles in the first
 PATIENCE = 20.0  # seconds that one pass may take before memory is extrapolated
 
 
@@ -73,7 +75,7 @@ def print_one(name: str, length: str, backward: str, threads: str) -> None:
         call_of(name, 512, backward=bool(int(backward)))()  # libraries that load themselves late
         call = call_of(name, int(length), backward=bool(int(backward)))
         grown = grown_bytes(call)
-        took = steady_seconds(call, int(threads))
+        took = statistics.median(steady_seconds(call, int(threads)) for _ in range(TURNS))
     print(json.dumps({"seconds": took, "bytes": grown}))
 
 

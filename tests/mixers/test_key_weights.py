@@ -203,7 +203,7 @@ def test_it_trains_by_the_products_own_gradients():
         if (node := stack.pop()) is not None and node not in names:
             names.add(node)
             stack += [inner for inner, _ in node.next_functions]
-    assert sum("ToeplitzProduct" in node.name() for node in names) == 2  # values, and what rows are divided by
+    assert sum("Product" in node.name() for node in names) == 2  # values, and what rows are divided by
 
 
 def test_weights_are_bounded_and_in_float32_at_least():

@@ -17,27 +17,94 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
+
+from remixer.mixers.precision import at_least_float32
 
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 PATIENCE = 60.0  # seconds for the compiler
 CLOSE = 1e-4  # how near to its definition a function has to come before it is used
 
-Function = Callable[..., int]
+# What the code reckons with.
+NUMBERS = {torch.float32: "float", torch.bfloat16: "float", torch.float64: "double"}
+
+Pointer, Number, Strides = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64 * 3
 
 
-def function(source: Path, name: str, **macros: str) -> Function | None:
-    """A function of the library made of a C file, or None where none can be made."""
-    made = library(source, **macros)
-    if made is None:
-        return None
-    found: Function = getattr(made, name)
-    return found
+class Compiled:
+    """A function of a C file for each kind of number, held against its definition before it is used.
+
+    Args:
+        source: the file, which is compiled with REAL = float or double.
+        name: of the function; it takes a pointer to a structure, and returns 0, or 1 if there is no memory.
+        what: it computes, for messages.
+        far_off: by how much it misses its definition in float32 or float64.
+    """
+
+    def __init__(self, source: Path, name: str, what: str, far_off: Callable[[torch.dtype], float]) -> None:
+        self.source, self.name, self.what, self.far_off = source, name, what, far_off
+        self._known: dict[str, bool] = {}
+
+    def there(self, dtype: torch.dtype) -> bool:
+        """Whether it can be compiled here."""
+        return library(self.source, REAL=NUMBERS[dtype]) is not None
+
+    def proven(self, dtype: torch.dtype) -> bool:
+        """Whether it is there, and gives what it should; a warning tells if it doesn't."""
+        number = NUMBERS[dtype]
+        if number not in self._known:
+            self._known[number] = self.there(dtype) and self._trusted(at_least_float32(dtype))
+        return self._known[number]
+
+    def forget(self) -> None:
+        """Have it proven anew."""
+        self._known.clear()
+
+    def __call__(self, dtype: torch.dtype, call: ctypes.Structure) -> None:
+        """Run it for operands of a dtype.
+
+        Raises:
+            MemoryError: there is none left.
+        """
+        made = library(self.source, REAL=NUMBERS[dtype])
+        assert made is not None
+        if getattr(made, self.name)(ctypes.byref(call)):
+            raise MemoryError(f"no memory for the compiled {self.what}")
+
+    def _trusted(self, dtype: torch.dtype) -> bool:
+        with undisturbed():
+            off = self.far_off(dtype)
+        if off < CLOSE:
+            return True
+        warnings.warn(
+            f"The compiled {self.what} is {off:.1e} off here and is not used: mixers are slower, and right. "
+            "Another compiler may do better: name it in the environment variable CC",
+            stacklevel=3,
+        )
+        return False
+
+
+def worst(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """The largest difference, infinite where there is no number."""
+    return max(
+        float((one - other).abs().max().nan_to_num(torch.inf)) for one, other in zip(found, expected, strict=True)
+    )
+
+
+def by_entries(tensor: Tensor) -> Tensor:
+    """The code takes any strides but that of entries, which has to be 1."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """Where it lies."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 @contextlib.contextmanager
@@ -48,18 +115,6 @@ def undisturbed() -> Iterator[None]:
         for each in (_disable_current_modes(), *plain):
             stack.enter_context(each)
         yield
-
-
-def trusted(name: str, off: float) -> bool:
-    """Whether a function may be used that is so far off its definition here; a warning tells if not."""
-    if off < CLOSE:
-        return True
-    warnings.warn(
-        f"The compiled {name} is {off:.1e} off here and is not used: mixers are slower, and right. "
-        "Another compiler may do better: name it in the environment variable CC",
-        stacklevel=3,
-    )
-    return False
 
 
 @functools.cache

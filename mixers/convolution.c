@@ -28,14 +28,11 @@ static void multiply(const call *c, const complex_ *x, complex_ *y, const REAL *
     const vector *spectrum = (const vector *)s;
     for (int64_t k = 0; k < c->transform.bins; k++, spectrum += 4) {
         const int32_t here = c->transform.places[2 * k], there = c->transform.places[2 * k + 1];
-        const complex_ p = x[here], q = x[there];
-        const vector first_re = p.re + q.re, first_im = p.im - q.im, second_re = p.im + q.im, second_im = q.re - p.re;
-        const vector a_re = first_re * spectrum[0] - first_im * spectrum[1];
-        const vector a_im = first_re * spectrum[1] + first_im * spectrum[0];
-        const vector b_re = second_re * spectrum[2] - second_im * spectrum[3];
-        const vector b_im = second_re * spectrum[3] + second_im * spectrum[2];
-        y[here] = (complex_){a_re - b_im, a_im + b_re};
-        y[there] = (complex_){a_re + b_im, b_re - a_im};
+        const both value = separated(x[here], x[there]);
+        const both mixed = {product(value.real, (complex_){spectrum[0], spectrum[1]}),
+                            product(value.imaginary, (complex_){spectrum[2], spectrum[3]})};
+        y[here] = joined(mixed);
+        y[there] = joined_there(mixed);
     }
 }
 

@@ -39,14 +39,13 @@ static void add_product(const call *c, const complex_ *left, const complex_ *rig
     const REAL share = (REAL)0.25 / c->transform.length;
     for (int64_t k = 0; k < c->transform.bins; k++) {
         const int32_t here = c->transform.places[2 * k], there = c->transform.places[2 * k + 1];
-        complex_ p = left[here], q = left[there], r = right[here], s = right[there];
-        const complex_ a = {(p.re + q.re) * share, (p.im - q.im) * sign * share};
-        const complex_ b = {(p.im + q.im) * share, (q.re - p.re) * sign * share};
-        const complex_ d = {r.re + s.re, r.im - s.im}, e = {r.im + s.im, s.re - r.re};
-        const vector first_re = a.re * d.re - a.im * d.im, first_im = a.re * d.im + a.im * d.re;
-        const vector second_re = b.re * e.re - b.im * e.im, second_im = b.re * e.im + b.im * e.re;
-        sum[here] = plus(sum[here], (complex_){first_re - second_im, first_im + second_re});
-        if (here != there) sum[there] = plus(sum[there], (complex_){first_re + second_im, second_re - first_im});
+        both a = separated(left[here], left[there]);
+        a.real = (complex_){a.real.re * share, a.real.im * sign * share};
+        a.imaginary = (complex_){a.imaginary.re * share, a.imaginary.im * sign * share};
+        const both b = separated(right[here], right[there]);
+        const both term = {product(a.real, b.real), product(a.imaginary, b.imaginary)};
+        sum[here] = plus(sum[here], joined(term));
+        if (here != there) sum[there] = plus(sum[there], joined_there(term));
     }
 }
 

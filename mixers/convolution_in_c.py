@@ -12,13 +12,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from remixer.mixers.c_library import Function, function, trusted, undisturbed
+from remixer.mixers.c_library import (
+    NUMBERS,
+    Compiled,
+    Number,
+    Pointer,
+    Strides,
+    by_entries,
+    library,
+    pointer,
+    worst,
+)
 from remixer.mixers.eager import plain_inference, unwatched
 from remixer.mixers.workspace import empty_like_tokens
-
-NUMBERS = {torch.float32: "float", torch.float64: "double"}
-
-Pointer, Number, Strides = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64 * 3
 
 
 class TransformFields(ctypes.Structure):
@@ -76,7 +82,7 @@ class Spectrum:
     def of(cls, spectrum: Tensor, length: int) -> Spectrum:
         """From (H, E or 1, length // 2 + 1), complex, and a length that `length_in_c` gave."""
         transform = transform_of(length, spectrum.real.dtype)
-        (H, channels, _), wide = spectrum.shape, _wide(NUMBERS[spectrum.real.dtype])
+        (H, channels, _), wide = spectrum.shape, _wide(spectrum.real.dtype)
         if channels == 1:
             whole = torch.cat([spectrum, spectrum[..., 1 : (length + 1) // 2].flip(-1).conj()], -1)
             weights = torch.view_as_real(whole[:, 0, transform.order] / length).contiguous()
@@ -95,7 +101,7 @@ class Spectrum:
 
     def scale_of(self, rows: Tensor) -> Tensor:
         """Factors on rows (H, E or 1, T) as `convolve_in_c` takes them: (H, T, 1 or whole pairs of vectors)."""
-        missing = 0 if rows.shape[1] == 1 else -rows.shape[1] % (2 * _wide(NUMBERS[rows.dtype]))
+        missing = 0 if rows.shape[1] == 1 else -rows.shape[1] % (2 * _wide(rows.dtype))
         return torch.nn.functional.pad(rows.transpose(1, 2), (0, missing)).contiguous()
 
 
@@ -125,9 +131,10 @@ def convolvable_in_c(values: Tensor, heads: int) -> bool:
 
     The code shares out whole heads, while transforms of torch share out channels.
     """
-    if values.dtype not in (*NUMBERS, torch.bfloat16, torch.float16) or not (plain_inference(values) and unwatched()):
+    if values.dtype not in (*NUMBERS, torch.float16) or not (plain_inference(values) and unwatched()):
         return False
-    return values.shape[0] * heads >= torch.get_num_threads() and _proven("float") and _proven("double")
+    busy = values.shape[0] * heads >= torch.get_num_threads()
+    return busy and all(CONVOLUTION.proven(dtype) for dtype in (torch.float32, torch.float64))
 
 
 def length_in_c(least: int) -> int:
@@ -157,26 +164,22 @@ def convolve_in_c(
     Raises:
         MemoryError: there is none left.
     """
-    if values.stride(-1) != 1:
-        values = values.contiguous()
+    values = by_entries(values)
     (B, G, T, E), H = values.shape, spectrum.weights.shape[0]
     channels, cut = max(E, spectrum.channels), blocks or Blocks(T, 0, 0)
-    number, shared = NUMBERS[values.dtype], spectrum.channels == 1
+    shared = spectrum.channels == 1
     transform = transform_of(spectrum.length, values.dtype)
     out = empty_like_tokens(values, H, channels)
     call = _Call(
         *(each.data_ptr() for each in (values, out)),
         *(Strides(*each.stride()[:3]) for each in (values, out)),
         spectrum.weights.data_ptr(),
-        None if scale is None else scale.data_ptr(),
+        pointer(scale),
         transform.fields(),
         *(B, G, H, T, E, channels, shared, 0 if scale is None else scale.shape[2]),
         *(-(-T // cut.step), *cut, torch.get_num_threads()),
     )
-    code = _code_for(number)
-    assert code is not None
-    if code(ctypes.byref(call)):
-        raise MemoryError(f"no memory for transforms of {spectrum.length} numbers")
+    CONVOLUTION(values.dtype, call)
     return out
 
 
@@ -205,32 +208,23 @@ def transform_of(length: int, dtype: torch.dtype) -> Transform:
 
 
 @functools.cache
-def _code_for(number: str) -> Function | None:
-    """The code for numbers of a kind, or None if it can't be compiled here."""
-    return function(Path(__file__).with_name("convolution.c"), "convolve", REAL=number)
-
-
-@functools.cache
-def _wide(number: str) -> int:
+def _wide(dtype: torch.dtype) -> int:
     """How many channels a vector holds."""
-    wide = function(Path(__file__).with_name("convolution.c"), "wide", REAL=number)
-    assert wide is not None
-    return wide()
+    made = library(CONVOLUTION.source, REAL=NUMBERS[dtype])
+    assert made is not None
+    return int(made.wide())
 
 
-@functools.cache
-def _proven(number: str) -> bool:
-    """Whether there is the code, and it gives what it should; a warning tells if it doesn't."""
-    if _code_for(number) is None:
-        return False
-    dtype = torch.float64 if number == "double" else torch.float32
-    with undisturbed():
-        length = 96
-        coefficients, values = (
-            torch.arange(rows * length, dtype=dtype).mul_(7.3).sin_().view(rows, length) for rows in (5, 3)
-        )
-        spectrum = Spectrum.of(torch.fft.rfft(coefficients)[:, None].expand(-1, 3, -1), length)
-        mixed = convolve_in_c(spectrum, values.T.expand(1, 5, -1, -1))
-        product = torch.fft.rfft(coefficients)[:, None] * torch.fft.rfft(values)
-        off = (mixed[0] - torch.fft.irfft(product, length).transpose(1, 2)).abs().max()
-        return trusted("convolution", float(off.nan_to_num(torch.inf)))
+def _far_off(dtype: torch.dtype) -> float:
+    """By how much the code misses torch's transforms."""
+    length = 96
+    coefficients, values = (
+        torch.arange(rows * length, dtype=dtype).mul_(7.3).sin_().view(rows, length) for rows in (5, 3)
+    )
+    spectrum = Spectrum.of(torch.fft.rfft(coefficients)[:, None].expand(-1, 3, -1), length)
+    mixed = convolve_in_c(spectrum, values.T.expand(1, 5, -1, -1))
+    product = torch.fft.rfft(coefficients)[:, None] * torch.fft.rfft(values)
+    return worst([mixed[0]], [torch.fft.irfft(product, length).transpose(1, 2)])
+
+
+CONVOLUTION = Compiled(Path(__file__).with_name("convolution.c"), "convolve", "convolution", _far_off)

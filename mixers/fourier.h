@@ -39,6 +39,34 @@ static inline complex_ turned(complex_ a, complex_ b, const int sign)
     return sign > 0 ? (complex_){a.re - b.im, a.im + b.re} : (complex_){a.re + b.im, a.im - b.re};
 }
 
+static inline complex_ product(complex_ a, complex_ b)
+{
+    return (complex_){a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
+}
+
+/* Frequency k, doubled, of both sequences that are the real and the imaginary part of one. */
+typedef struct {
+    complex_ real, imaginary;
+} both;
+
+/* From the frequencies k and -k of the one. */
+static inline both separated(complex_ here, complex_ there)
+{
+    return (both){{here.re + there.re, here.im - there.im}, {here.im + there.im, there.re - here.re}};
+}
+
+/* And back: frequency k of the one. */
+static inline complex_ joined(both x)
+{
+    return turned(x.real, x.imaginary, 1);
+}
+
+/* Frequency -k. */
+static inline complex_ joined_there(both x)
+{
+    return (complex_){x.real.re + x.imaginary.im, x.imaginary.re - x.real.im};
+}
+
 /* One stage in place: forward the transforms of `radix` numbers and then the twiddles, backward the other way round. */
 static inline void stage(complex_ *x, int64_t radix, int64_t part, const REAL *w, const int backward)
 {

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from remixer.mixers.c_library import Function, function, trusted, undisturbed
+from remixer.mixers.c_library import Compiled, Number, Pointer, Strides, by_entries, worst
 from remixer.mixers.convolution import gradients_by_autograd, toeplitz_reference
-from remixer.mixers.convolution_in_c import (
-    NUMBERS,
-    Number,
-    Pointer,
-    Strides,
-    TransformFields,
-    length_in_c,
-    transform_of,
-)
+from remixer.mixers.convolution_in_c import TransformFields, length_in_c, transform_of
 from remixer.mixers.eager import plain, unwatched
 from remixer.mixers.workspace import empty_like_tokens
 
@@ -46,14 +37,10 @@ class _Call(ctypes.Structure):
 def trainable_in_c(coefficients: Tensor, values: Tensor) -> bool:
     """Whether the code takes these, there is the code, and work for all threads: it shares out whole heads."""
     (H, C, _), E, dtype = coefficients.shape, values.shape[3], values.dtype
-    if (
-        C != E
-        or coefficients.dtype != dtype
-        or dtype not in NUMBERS
-        or min(H, values.shape[1]) < torch.get_num_threads()
-    ):
+    if C != E or coefficients.dtype != dtype or dtype not in (torch.float32, torch.float64):
         return False
-    return plain(coefficients, values) and unwatched() and _proven(NUMBERS[dtype])
+    busy = min(H, values.shape[1]) >= torch.get_num_threads()
+    return busy and plain(coefficients, values) and unwatched() and PRODUCT_IN_TRAINING.proven(dtype)
 
 
 class CompiledProduct(torch.autograd.Function):
@@ -102,36 +89,21 @@ def _call(what: int, by_offset: Tensor, values: Tensor, above: Tensor, result: T
     Raises:
         MemoryError: there is none left.
     """
-    values, above = (each if each.stride(-1) == 1 else each.contiguous() for each in (values, above))
+    values, above = by_entries(values), by_entries(above)
     (B, G, T, E), H = values.shape, by_offset.shape[0]
     transform = transform_of(length_in_c(max(2, 2 * T - 1)), values.dtype)
+    sequences = by_offset[None], values, above, result
     call = _Call(
-        *(
-            _Sequences(each.data_ptr(), Strides(*each.stride()[:3]), each.shape[2])
-            for each in (by_offset[None], values, above, result)
-        ),
+        *(_Sequences(each.data_ptr(), Strides(*each.stride()[:3]), each.shape[2]) for each in sequences),
         transform.fields(),
         *(B, G, H, E, 0 if causal else T - 1, what, torch.get_num_threads()),
     )
-    code = _code_for(NUMBERS[values.dtype])
-    assert code is not None
-    if code(ctypes.byref(call)):
-        raise MemoryError(f"no memory for transforms of {2 * T} numbers")
+    PRODUCT_IN_TRAINING(values.dtype, call)
 
 
-@functools.cache
-def _code_for(number: str) -> Function | None:
-    """The code for numbers of a kind, or None if it can't be compiled here."""
-    return function(Path(__file__).with_name("convolution_gradients.c"), "toeplitz", REAL=number)
-
-
-@functools.cache
-def _proven(number: str) -> bool:
-    """Whether there is the code, and it gives what it should; a warning tells if it doesn't."""
-    if _code_for(number) is None:
-        return False
-    dtype = torch.float64 if number == "double" else torch.float32
-    with undisturbed(), torch.enable_grad():
+def _far_off(dtype: torch.dtype) -> float:
+    """By how much the code misses the dense matrix, and its gradients, relative to the largest."""
+    with torch.enable_grad():
         leaves = [
             torch.arange(heads * rows * 3, dtype=dtype).mul_(7.3).sin_().view(shape).requires_grad_()
             for heads, rows, shape in ((4, 37, (4, 3, 37)), (2, 19, (1, 2, 19, 3)))
@@ -140,5 +112,9 @@ def _proven(number: str) -> bool:
         for product in (CompiledProduct.apply, toeplitz_reference):
             mixed = product(leaves[0], leaves[1], False)
             found.append((mixed.detach(), *torch.autograd.grad(mixed.square().sum(), leaves)))
-        off = max(float((one - other).abs().max().nan_to_num(torch.inf)) for one, other in zip(*found, strict=True))
-        return trusted("Toeplitz product in training", off / float(found[1][2].abs().max()))
+    return worst(*found) / float(found[1][2].abs().max())
+
+
+PRODUCT_IN_TRAINING = Compiled(
+    Path(__file__).with_name("convolution_gradients.c"), "toeplitz", "Toeplitz product in training", _far_off
+)

@@ -81,9 +81,8 @@ def in_huge_pages(fresh: Tensor) -> Tensor:
     size = fresh.numel() * fresh.element_size()
     if madvise is not None and size >= LARGE:
         first, last = -(-fresh.data_ptr() // HUGE_PAGE), (fresh.data_ptr() + size) // HUGE_PAGE
-        madvise(
-            first * HUGE_PAGE, (last - first) * HUGE_PAGE, MADV_HUGEPAGE
-        )  # only a wish: what it returns is no matter
+        start, stop = first * HUGE_PAGE, last * HUGE_PAGE
+        madvise(start, stop - start, MADV_HUGEPAGE)  # a wish: what it returns is no matter
     return fresh
 
 

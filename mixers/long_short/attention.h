@@ -67,11 +67,13 @@ typedef struct {
     int64_t all_from, all_to; /* all queries see these */
 } sight;
 
-/* sums[m] += sum over k < n of left[m * row_stride + k * stride] * right[k], for so many rows at once. */
+/* `multiply` for so many rows at once, whose sums stay in registers. */
 #define PRODUCT(M)                                                                                                    \
-    static inline void product_##M(lanes sums[M], const REAL *left, int64_t row_stride, int64_t stride,                \
-                                   const lanes *right, int64_t n)                                                      \
+    static inline void multiply_##M(lanes *out, const REAL *left, int64_t row_stride, int64_t stride,                  \
+                                    const lanes *right, int64_t n, int add)                                            \
     {                                                                                                                  \
+        lanes sums[M];                                                                                                 \
+        _Pragma("GCC unroll 16") for (int m = 0; m < M; m++) sums[m] = (lanes){{{0}, {0}}};                            \
         for (int64_t k = 0; k < n; k++) {                                                                              \
             const vector first = right[k].half[0], second = right[k].half[1];                                          \
             _Pragma("GCC unroll 16") for (int m = 0; m < M; m++)                                                       \
@@ -81,13 +83,6 @@ typedef struct {
                 sums[m].half[1] += one * second;                                                                       \
             }                                                                                                          \
         }                                                                                                              \
-    }                                                                                                                  \
-    static inline void multiply_##M(lanes *out, const REAL *left, int64_t row_stride, int64_t stride,                  \
-                                    const lanes *right, int64_t n, int add)                                            \
-    {                                                                                                                  \
-        lanes sums[M];                                                                                                 \
-        _Pragma("GCC unroll 16") for (int m = 0; m < M; m++) sums[m] = (lanes){{{0}, {0}}};                            \
-        product_##M(sums, left, row_stride, stride, right, n);                                                         \
         _Pragma("GCC unroll 16") for (int m = 0; m < M; m++)                                                           \
         {                                                                                                              \
             if (add) sums[m].half[0] += out[m].half[0], sums[m].half[1] += out[m].half[1];                             \

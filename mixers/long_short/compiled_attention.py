@@ -10,11 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from remixer.mixers.c_library import Function, function, trusted, undisturbed
-
-NUMBERS = {torch.float32: "float", torch.bfloat16: "float", torch.float64: "double"}  # what the code reckons with
-
-Pointer, Number, Strides = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64 * 3
+from remixer.mixers.c_library import Compiled, Number, Pointer, Strides, by_entries, pointer, worst
 
 
 class _Group(ctypes.Structure):
@@ -114,13 +110,10 @@ def attend(query: Tensor, groups: list[Group], scale: float, out: Tensor, logari
     """
     if out.stride(-1) != 1 and out.shape[-1] > 1:
         raise ValueError(f"the entries of out must lie next to each other, got strides {out.stride()}")
-    code = code_for(NUMBERS[query.dtype])
-    assert code is not None
     query, groups = by_entries(query), [_by_entries(group) for group in groups]
-    call = _call(query, groups, scale, out=_pointer(out), logarithms=_pointer(logarithms))
+    call = _call(query, groups, scale, out=pointer(out), logarithms=pointer(logarithms))
     call.out_strides = Strides(*out.stride()[:3])
-    if code(ctypes.byref(call)):
-        raise MemoryError(f"no memory for the attention of {tuple(query.shape)} queries")
+    ATTENTION(query.dtype, call)
 
 
 def attend_backward(
@@ -146,14 +139,11 @@ def attend_backward(
     Raises:
         MemoryError: there is none left.
     """
-    code = gradients_for(NUMBERS[query.dtype])
-    assert code is not None
     query, above, groups = by_entries(query), by_entries(above), [_by_entries(group) for group in groups]
-    call = _call(query, groups, scale, logarithms=_pointer(logarithms), delta=_pointer(delta), above=_pointer(above))
-    call.above_strides, call.of_query = Strides(*above.stride()[:3]), _pointer(of_query)
+    call = _call(query, groups, scale, logarithms=pointer(logarithms), delta=pointer(delta), above=pointer(above))
+    call.above_strides, call.of_query = Strides(*above.stride()[:3]), pointer(of_query)
     call.parts = max((len(group.of_key) for group in groups if group.of_key is not None), default=1)
-    if code(ctypes.byref(call)):
-        raise MemoryError(f"no memory for the gradients of {tuple(query.shape)} queries")
+    GRADIENTS(query.dtype, call)
 
 
 def _call(query: Tensor, groups: list[Group], scale: float, **pointers: int | None) -> _Call:
@@ -175,15 +165,6 @@ def _by_entries(group: Group) -> Group:
     return group._replace(key=by_entries(group.key), value=by_entries(group.value))
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def by_entries(tensor: Tensor) -> Tensor:
-    """The code takes any strides but that of entries, which has to be 1."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 def _described(group: Group) -> _Group:
     ends = [_Strided.of(end) for end in (group.low, group.high)]
     by_column, by_query = (_Strided.of(each) for each in (group.by_column, group.by_query))
@@ -197,9 +178,9 @@ def _described(group: Group) -> _Group:
         *(end.stride for end in ends),
         *by_column,
         *by_query,
-        *(_pointer(each) for each in (group.by_head, *gradients)),
+        *(pointer(each) for each in (group.by_head, *gradients)),
         *((ctypes.c_int64 * 4)(*(() if each is None else each.stride()[:4])) for each in gradients),
-        _pointer(group.of_scores),
+        pointer(group.of_scores),
     )
 
 
@@ -217,36 +198,6 @@ class _Strided(NamedTuple):
         return cls(table.data_ptr(), table.stride(0) if len(table) > 1 else 0)
 
 
-def code_for(number: str) -> Function | None:
-    """The code for numbers of a kind, or None if it can't be compiled here."""
-    return function(Path(__file__).with_name("attention.c"), "attend", REAL=number)
-
-
-@functools.cache
-def gradients_for(number: str) -> Function | None:
-    """Likewise the code of the gradients."""
-    return function(Path(__file__).with_name("attention_gradients.c"), "attend_backward", REAL=number)
-
-
-@functools.cache
-def proven(number: str) -> bool:
-    """Whether there is the code, and it gives what it should; a warning tells if it doesn't."""
-    if code_for(number) is None:
-        return False
-    with undisturbed():
-        return trusted("attention", _far_off(torch.float64 if number == "double" else torch.float32))
-
-
-@functools.cache
-def proven_in_training(number: str) -> bool:
-    """Likewise of the gradients."""
-    if gradients_for(number) is None or not proven(number):
-        return False
-    with undisturbed():
-        off = _far_off(torch.float64 if number == "double" else torch.float32, gradients=True)
-    return trusted("gradient of attention", off)
-
-
 def _far_off(dtype: torch.dtype, *, gradients: bool = False) -> float:
     """By how much the code misses an attention written out, over columns in two groups, or its gradients."""
     place = torch.arange(37, dtype=torch.int32)[None]
@@ -255,39 +206,38 @@ def _far_off(dtype: torch.dtype, *, gradients: bool = False) -> float:
         for start, (heads, length) in enumerate(((4, 37), (2, 50), (2, 50), (4, 37)))
     )
     near, far = (place.clamp(min=9) - 9, place + 1), (torch.zeros_like(place), place // 3)
-    by_column, by_head = query[0, 0, :13, 0].contiguous()[None], query[0, :, 5, 1].contiguous()
-    by_query = place.to(dtype) / 9
+    by = query[0, 0, :13, 0].contiguous()[None], place.to(dtype) / 9, query[0, :, 5, 1].contiguous()
     of_key, of_value = (torch.zeros(1, *each.shape, dtype=dtype) for each in (key, value))
     groups = [
-        Group(
-            key[:, :, 37:],
-            value[:, :, 37:],
-            *far,
-            by_column,
-            by_query,
-            by_head,
-            of_key[..., 37:, :],
-            of_value[..., 37:, :],
-        ),
-        Group(key[:, :, :37], value[:, :, :37], *near, None, None, None, of_key[..., :37, :], of_value[..., :37, :]),
+        Group(key[:, :, 37:], value[:, :, 37:], *far, *by, of_key[..., 37:, :], of_value[..., 37:, :]),
+        Group(key[:, :, :37], value[:, :, :37], *near, of_key=of_key[..., :37, :], of_value=of_value[..., :37, :]),
     ]
     mixed, of_query, logarithms = torch.empty_like(query), torch.empty_like(query), torch.empty_like(query[..., 0])
     attend(query, groups, 0.7, mixed, logarithms)
     operands = [each.clone().requires_grad_(gradients) for each in (query, key, value)]
     with torch.enable_grad():
         wide_key, wide_value = (each.repeat_interleave(2, 1) for each in operands[1:])
-        more = torch.cat([torch.zeros(4, 37, 37, dtype=dtype), by_column + by_head[:, None, None] + by_query.mT], -1)
+        by_column, by_query, by_head = by
+        bias = torch.cat([torch.zeros(4, 37, 37, dtype=dtype), by_column + by_head[:, None, None] + by_query.mT], -1)
         seen = torch.cat([_inside(low, high, n) for (low, high), n in ((near, 37), (far, 13))], -1)
-        scores = 0.7 * operands[0] @ wide_key.mT + more
+        scores = 0.7 * operands[0] @ wide_key.mT + bias
         expected = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1) @ wide_value
-    found, right = [mixed], [expected.detach()]
-    if gradients:
-        delta = (above * mixed).sum(-1)
-        attend_backward(query, groups, 0.7, logarithms, above, delta, of_query)
-        found, right = [of_query, of_key[0], of_value[0]], list(torch.autograd.grad(expected, operands, above))
-    return max(float((one - other).abs().max().nan_to_num(torch.inf)) for one, other in zip(found, right, strict=True))
+    if not gradients:
+        return worst([mixed], [expected])
+    attend_backward(query, groups, 0.7, logarithms, above, (above * mixed).sum(-1), of_query)
+    return worst([of_query, of_key[0], of_value[0]], torch.autograd.grad(expected, operands, above))
 
 
 def _inside(low: Tensor, high: Tensor, columns: int) -> Tensor:
     column = torch.arange(columns)
     return (column >= low[..., None]) & (column < high[..., None])
+
+
+HERE = Path(__file__)
+ATTENTION = Compiled(HERE.with_name("attention.c"), "attend", "attention", _far_off)
+GRADIENTS = Compiled(
+    HERE.with_name("attention_gradients.c"),
+    "attend_backward",
+    "gradient of attention",
+    functools.partial(_far_off, gradients=True),
+)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from remixer.mixers.c_library import NUMBERS
 from remixer.mixers.eager import plain_inference, unwatched
 from remixer.mixers.long_short.block_scores import Tables, tables_without_padding
 from remixer.mixers.long_short.column_blocks import layout_of
-from remixer.mixers.long_short.compiled_attention import NUMBERS, Group, attend, proven
+from remixer.mixers.long_short.compiled_attention import ATTENTION, Group, attend
 from remixer.mixers.long_short.intervals import Interval, Intervals
 from remixer.mixers.long_short.sight import Sight, Tokens
 from remixer.mixers.long_short.whole import Whole, kept
@@ -22,15 +23,21 @@ from remixer.mixers.workspace import empty_like_tokens
 MOST_KEPT = 2**16  # tokens of a sequence whose intervals are kept between calls
 
 
+def fits(
+    query: Tensor, keys: Tokens, values: Tokens, spec: AttentionSpec, offsets: Tensor | None, dropout: float
+) -> list[Tensor] | None:
+    """All operands if they are of one dtype, in a form that the code takes; else None."""
+    tensors = [each for each in (query, *keys, *values) if each is not None]
+    plain = offsets is None and dropout == 0.0 and spec.softcap is None and query.dtype in NUMBERS
+    return tensors if plain and len({each.dtype for each in tensors}) == 1 else None
+
+
 def usable_in_c(
     query: Tensor, keys: Tokens, values: Tokens, spec: AttentionSpec, offsets: Tensor | None, dropout: float
 ) -> bool:
     """Whether these operands are mixed at inference on a CPU, in a form that the code takes, and there is the code."""
-    plain = offsets is None and dropout == 0.0 and spec.softcap is None and query.dtype in NUMBERS
-    tensors = [each for each in (query, *keys, *values) if each is not None]
-    if not (plain and plain_inference(*tensors) and unwatched()) or len({each.dtype for each in tensors}) > 1:
-        return False
-    return proven(NUMBERS[query.dtype])
+    tensors = fits(query, keys, values, spec, offsets, dropout)
+    return tensors is not None and plain_inference(*tensors) and unwatched() and ATTENTION.proven(query.dtype)
 
 
 def mix_in_c(

@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from remixer.mixers.eager import plain_training, unwatched
-from remixer.mixers.long_short.compiled_attention import NUMBERS, attend, attend_backward, proven_in_training
-from remixer.mixers.long_short.in_c import Asked, groups_of
+from remixer.mixers.long_short.compiled_attention import ATTENTION, GRADIENTS, attend, attend_backward
+from remixer.mixers.long_short.in_c import Asked, fits, groups_of
 from remixer.mixers.long_short.sight import Sight, Tokens
-from remixer.mixers.precision import at_least_float32
 from remixer.mixers.spec import AttentionSpec
 from remixer.mixers.workspace import empty_like_tokens
 
@@ -25,13 +24,10 @@ def trainable_in_c(
     query: Tensor, keys: Tokens, values: Tokens, spec: AttentionSpec, offsets: Tensor | None, dropout: float
 ) -> bool:
     """Whether these operands are differentiated on a CPU, in a form that the code takes, and there is the code."""
-    tensors = [each for each in (query, *keys, *values) if each is not None]
-    plain = offsets is None and dropout == 0.0 and spec.softcap is None
-    if not plain or query.dtype not in NUMBERS or at_least_float32(query.dtype) != query.dtype:
+    tensors = fits(query, keys, values, spec, offsets, dropout)
+    if tensors is None or query.dtype == torch.bfloat16 or not (plain_training(*tensors) and unwatched()):
         return False
-    if len({each.dtype for each in tensors}) > 1 or not (plain_training(*tensors) and unwatched()):
-        return False
-    return proven_in_training(NUMBERS[query.dtype])
+    return ATTENTION.proven(query.dtype) and GRADIENTS.proven(query.dtype)
 
 
 def mix_in_c_training(

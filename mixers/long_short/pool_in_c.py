@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from remixer.mixers.c_library import Function, function, trusted, undisturbed
+from remixer.mixers.c_library import NUMBERS, Compiled, Number, Pointer, Strides, by_entries, worst
 from remixer.mixers.eager import plain_inference, unwatched
-from remixer.mixers.long_short.compiled_attention import (
-    NUMBERS,
-    Group,
-    Number,
-    Pointer,
-    Strides,
-    attend,
-    by_entries,
-    proven,
-)
+from remixer.mixers.long_short.compiled_attention import ATTENTION, Group, attend
 from remixer.mixers.precision import at_least_float32
 
 LONGEST = 2**16  # tokens that are summed in a row: more would lose digits
@@ -43,7 +33,7 @@ def poolable_in_c(*operands: Tensor) -> bool:
     """Whether W_P, what it reads, keys and values are pooled at inference on a CPU, and there is the code for it."""
     dtype = operands[0].dtype
     same = dtype in NUMBERS and all(each.dtype == dtype for each in operands)
-    return same and plain_inference(*operands) and unwatched() and _proven(NUMBERS[dtype])
+    return same and plain_inference(*operands) and unwatched() and ATTENTION.proven(dtype) and POOLING.proven(dtype)
 
 
 def pool_segments_in_c(
@@ -80,10 +70,7 @@ def pool_segments_in_c(
         key.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
-    code = _code_for(NUMBERS[key.dtype])
-    assert code is not None
-    if code(ctypes.byref(call)):
-        raise MemoryError(f"no memory for {B} x {G} x {segments} summaries")
+    POOLING(key.dtype, call)
     return far_key, far_value, mass
 
 
@@ -142,21 +129,13 @@ def _of_parts(
     return far[0], far[1], logarithms
 
 
-def _code_for(number: str) -> Function | None:
-    """The code for numbers of a kind, or None if it can't be compiled here."""
-    return function(Path(__file__).with_name("pooling.c"), "pool", REAL=number)
+def _far_off(dtype: torch.dtype) -> float:
+    """By how much the code misses the softmax of two segments written out."""
+    logits, value = (torch.arange(rows * 18, dtype=dtype).mul_(7.3).sin_().view(1, 1, rows, 18) for rows in (2, 5))
+    far_key, far_value, mass = pool_segments_in_c(logits, value.mT, value.mT, None, 9)
+    of_segments = logits.unflatten(3, (2, 9)).transpose(2, 3)
+    expected = torch.softmax(of_segments, -1) @ value.mT.unflatten(2, (2, 9))
+    return worst([far_key, far_value, mass], [expected, expected, of_segments.logsumexp(-1)])
 
 
-@functools.cache
-def _proven(number: str) -> bool:
-    """Whether there is the code, and it gives what it should; a warning tells if it doesn't."""
-    if _code_for(number) is None or not proven(number):
-        return False
-    dtype = torch.float64 if number == "double" else torch.float32
-    with undisturbed():
-        logits, value = (torch.arange(rows * 18, dtype=dtype).mul_(7.3).sin_().view(1, 1, rows, 18) for rows in (2, 5))
-        far, _, mass = pool_segments_in_c(logits, value.mT, value.mT, None, 9)
-        of_segments = logits.unflatten(3, (2, 9)).transpose(2, 3)
-        expected = torch.softmax(of_segments, -1) @ value.mT.unflatten(2, (2, 9))
-        off = (far - expected).abs().max() + (mass - of_segments.logsumexp(-1)).abs().max()
-        return trusted("pooling", float(off.nan_to_num(torch.inf)))
+POOLING = Compiled(Path(__file__).with_name("pooling.c"), "pool", "pooling", _far_off)

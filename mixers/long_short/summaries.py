@@ -51,8 +51,9 @@ def pool(
             if whole is not None:
                 return whole
         heads = max(1, min(G, WEIGHTS_IN_CACHE // (B * S * pooling.shape[2])))
+    pool_some = _pool_in_c if in_c else _pool
     far = [
-        _pool(
+        pool_some(
             pooling[g : g + heads],
             reads if reads.shape[1] == 1 else reads[:, g : g + heads],
             key[:, g : g + heads],
@@ -60,7 +61,6 @@ def pool(
             padding,
             segment,
             levels,
-            in_c,
         )
         for g in range(0, G, heads)
     ]
@@ -76,17 +76,8 @@ def _pool(
     padding: Tensor | None,
     segment: int | None,
     levels: int,
-    in_c: bool,
 ) -> tuple[Tensor, Tensor]:
     """`pool` for some of the heads."""
-    if in_c and segment is not None:
-        wide = at_least_float32(key.dtype)
-        with unrounded(key.device):
-            logits = pooling.to(wide).transpose(1, 2) @ reads.to(wide).transpose(2, 3)
-        far_key, far_value, mass = pool_segments_in_c(logits, key, value, padding, segment)
-        if levels > 1:
-            far_key, far_value = all_levels(far_key, far_value, mass, levels)
-        return far_key.flatten(2, 3), far_value.flatten(2, 3)
     logits = pooling.transpose(1, 2) @ reads.transpose(2, 3)  # (B, G, rank, S)
     logits = _in_segments(logits.to(at_least_float32(logits.dtype)), 3, segment)
     if padding is None:
@@ -101,6 +92,26 @@ def _pool(
         mass = logits.logsumexp(-1).transpose(2, 3)  # (B, G, segments, rank)
         far = list(all_levels(far[0], far[1], mass, levels))
     return far[0].flatten(2, 3), far[1].flatten(2, 3)
+
+
+def _pool_in_c(
+    pooling: Tensor,
+    reads: Tensor,
+    key: Tensor,
+    value: Tensor,
+    padding: Tensor | None,
+    segment: int | None,
+    levels: int,
+) -> tuple[Tensor, Tensor]:
+    """The same by compiled code, in segments."""
+    assert segment is not None
+    wide = at_least_float32(key.dtype)
+    with unrounded(key.device):
+        logits = pooling.to(wide).transpose(1, 2) @ reads.to(wide).transpose(2, 3)
+    far_key, far_value, mass = pool_segments_in_c(logits, key, value, padding, segment)
+    if levels > 1:
+        far_key, far_value = all_levels(far_key, far_value, mass, levels)
+    return far_key.flatten(2, 3), far_value.flatten(2, 3)
 
 
 def all_levels(far_key: Tensor, far_value: Tensor, mass: Tensor, levels: int) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,11 @@ import torch
 
 from remixer.mixers import AttentionSpec, FrequencyToeplitz, Toeplitz, ToeplitzMixer, convolution_in_c
 from remixer.mixers.convolution import convolve, spectrum_of, toeplitz_reference
-from remixer.mixers.convolution_in_c import Blocks, Spectrum, convolvable_in_c, convolve_in_c, length_in_c
+from remixer.mixers.convolution_in_c import CONVOLUTION, Blocks, Spectrum, convolvable_in_c, convolve_in_c, length_in_c
 from remixer.mixers.frequency_toeplitz import FrequencyToeplitzMixer
 from remixer.testing import assert_close
 
-pytestmark = pytest.mark.skipif(convolution_in_c._code_for("float") is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(not CONVOLUTION.there(torch.float32), reason="no C compiler")
 SPEC = AttentionSpec(heads=6, kv_heads=2, head_dim=5, value_dim=5, scale=1.0, padding=True)
 
 
@@ -108,10 +108,10 @@ def test_without_the_code_mixers_give_the_same(monkeypatch):
 
 def test_wrong_code_is_found_out_and_not_used(monkeypatch):
     monkeypatch.setattr(convolution_in_c, "convolve_in_c", lambda *operands: 1.01 * convolve_in_c(*operands))
-    convolution_in_c._proven.cache_clear()
+    CONVOLUTION.forget()
     with pytest.warns(UserWarning, match="compiled convolution is .* off here and is not used"):
-        assert not convolution_in_c._proven("double")
-    convolution_in_c._proven.cache_clear()
+        assert not CONVOLUTION.proven(torch.float64)
+    CONVOLUTION.forget()
 
 
 def test_lengths_are_the_least_that_do():

@@ -7,15 +7,19 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from remixer.mixers import AttentionSpec, LongShort, LongShortMixer, convolution_in_c
-from remixer.mixers.long_short import compiled_attention, dispatch, in_c, pool_in_c
-from remixer.mixers.long_short.compiled_attention import Group, attend, code_for, proven
+from remixer.mixers import AttentionSpec, LongShort, LongShortMixer, c_library
+from remixer.mixers.convolution_in_c import CONVOLUTION
+from remixer.mixers.long_short import compiled_attention, dispatch, in_c
+from remixer.mixers.long_short.compiled_attention import ATTENTION, GRADIENTS, Group, attend
 from remixer.mixers.long_short.in_c import usable_in_c
+from remixer.mixers.long_short.pool_in_c import POOLING
 from remixer.mixers.long_short.sight import Tokens
+from remixer.mixers.toeplitz_gradients_in_c import PRODUCT_IN_TRAINING
 from remixer.testing import assert_close
 
 SPEC = AttentionSpec(heads=6, kv_heads=2, head_dim=8, value_dim=6, scale=0.4)
-pytestmark = pytest.mark.skipif(code_for("float") is None, reason="no C compiler")
+CODE = [ATTENTION, GRADIENTS, POOLING, CONVOLUTION, PRODUCT_IN_TRAINING]
+pytestmark = pytest.mark.skipif(not ATTENTION.there(torch.float32), reason="no C compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +190,7 @@ def test_what_it_does_not_take():
 
 
 def test_wrong_code_is_found_out_and_not_used(monkeypatch):
-    proven.cache_clear()
+    ATTENTION.forget()
     right = compiled_attention.attend
 
     def wrong(query, groups, scale, *rest):
@@ -194,8 +198,8 @@ def test_wrong_code_is_found_out_and_not_used(monkeypatch):
 
     monkeypatch.setattr(compiled_attention, "attend", wrong)
     with pytest.warns(UserWarning, match="is not used"):
-        assert not proven("float")
-    proven.cache_clear()
+        assert not ATTENTION.proven(torch.float32)
+    ATTENTION.forget()
 
 
 def test_without_the_code_mixers_give_the_same(monkeypatch, calls):
@@ -203,22 +207,24 @@ def test_without_the_code_mixers_give_the_same(monkeypatch, calls):
     inputs = operands(mixer, 50)
     with torch.no_grad():
         expected = mixer(*inputs)
-        monkeypatch.setattr(compiled_attention, "code_for", lambda number: None)
-        proven.cache_clear()
+        monkeypatch.setattr(c_library, "library", lambda *source, **macros: None)
+        ATTENTION.forget()
         assert_close(mixer(*inputs), expected)
-    proven.cache_clear()
+    ATTENTION.forget()
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("number", ["float", "double"])
-def test_the_check_is_not_disturbed_by_what_is_on(number):
-    for check in (proven, compiled_attention.proven_in_training, pool_in_c._proven, convolution_in_c._proven):
-        check.cache_clear()
-        with torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"), FakeTensorMode():
-            assert check(number)
-        check.cache_clear()
-        with torch.inference_mode():
-            assert check(number)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "code", [ATTENTION, GRADIENTS, POOLING, CONVOLUTION, PRODUCT_IN_TRAINING], ids=lambda c: c.what
+)
+def test_the_check_is_not_disturbed_by_what_is_on(code, dtype):
+    code.forget()
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"), FakeTensorMode():
+        assert code.proven(dtype)
+    code.forget()
+    with torch.inference_mode():
+        assert code.proven(dtype)
 
 
 def test_it_is_not_asked_where_a_dispatch_mode_wants_to_see_every_operator(calls):

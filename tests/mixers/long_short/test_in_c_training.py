@@ -4,30 +4,21 @@ import dataclasses
 
 import pytest
 import torch
+from trained import operands, random_mixer
 
-from remixer.mixers import AttentionSpec, LongShort, LongShortMixer
+from remixer.mixers import AttentionSpec, LongShort
 from remixer.mixers.long_short import compiled_attention, dispatch, in_c_training
-from remixer.mixers.long_short.compiled_attention import gradients_for, proven_in_training
+from remixer.mixers.long_short.compiled_attention import GRADIENTS
 from remixer.mixers.long_short.in_c_training import trainable_in_c
 from remixer.mixers.long_short.sight import Tokens
 from remixer.testing import assert_close
 
 SPEC = AttentionSpec(heads=4, kv_heads=2, head_dim=8, value_dim=6, scale=0.4)
-pytestmark = pytest.mark.skipif(gradients_for("float") is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(not GRADIENTS.there(torch.float32), reason="no C compiler")
 
 
 def mixer_of(config, **changes):
-    torch.manual_seed(0)
-    mixer = LongShortMixer(dataclasses.replace(SPEC, **changes), config).double()
-    for parameter in mixer.parameters():
-        torch.nn.init.normal_(parameter)
-    return mixer.train()
-
-
-def operands(T, spec, B=2, dtype=torch.float64):
-    torch.manual_seed(T)
-    sizes = ((spec.heads, spec.head_dim), (spec.kv_heads, spec.head_dim), (spec.kv_heads, spec.value_dim))
-    return [torch.randn(B, T, heads, size, dtype=dtype).transpose(1, 2).requires_grad_() for heads, size in sizes]
+    return random_mixer(SPEC, config, **changes)
 
 
 def both(mixer, inputs, padding, monkeypatch, wanted=None):
@@ -172,7 +163,7 @@ def test_what_it_does_not_take():
 
 
 def test_wrong_code_is_found_out_and_not_used(monkeypatch):
-    proven_in_training.cache_clear()
+    GRADIENTS.forget()
     right = compiled_attention.attend_backward
 
     def wrong(query, groups, scale, *rest):
@@ -180,5 +171,5 @@ def test_wrong_code_is_found_out_and_not_used(monkeypatch):
 
     monkeypatch.setattr(compiled_attention, "attend_backward", wrong)
     with pytest.warns(UserWarning, match="gradient of attention is .* off here and is not used"):
-        assert not proven_in_training("float")
-    proven_in_training.cache_clear()
+        assert not GRADIENTS.proven(torch.float32)
+    GRADIENTS.forget()

@@ -1,12 +1,11 @@
 """Training on a CPU by parts: values and gradients beside those of all tiles at once, where both take the operands."""
 
-import dataclasses
-
 import pytest
 import torch
 import torch.nn.functional as F
+from trained import operands, random_mixer
 
-from remixer.mixers import AttentionSpec, LongShort, LongShortMixer
+from remixer.mixers import AttentionSpec, LongShort
 from remixer.mixers.long_short import attention_by_parts as attention_by_parts_module
 from remixer.mixers.long_short import dispatch
 from remixer.mixers.long_short.attention_by_parts import Columns, attention_by_parts
@@ -23,17 +22,7 @@ def without_compiled_code(monkeypatch):
 
 
 def mixer_of(config, **changes):
-    torch.manual_seed(0)
-    mixer = LongShortMixer(dataclasses.replace(SPEC, **changes), config).double()
-    for parameter in mixer.parameters():
-        torch.nn.init.normal_(parameter)
-    return mixer.train()
-
-
-def operands(T, spec, B=2, dtype=torch.float64):
-    torch.manual_seed(T)
-    shapes = ((B, T, heads, 8) for heads in (spec.heads, spec.kv_heads, spec.kv_heads))
-    return [torch.randn(shape, dtype=dtype).transpose(1, 2).requires_grad_() for shape in shapes]
+    return random_mixer(SPEC, config, **changes)
 
 
 def both(mixer, inputs, padding, monkeypatch):

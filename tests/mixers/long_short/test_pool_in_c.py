@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from remixer.mixers.long_short import pool_in_c, summaries
-from remixer.mixers.long_short.compiled_attention import code_for
-from remixer.mixers.long_short.pool_in_c import poolable_in_c
+from remixer.mixers.long_short.pool_in_c import POOLING, poolable_in_c
 from remixer.mixers.long_short.summaries import pool
 from remixer.testing import assert_close
 
-pytestmark = pytest.mark.skipif(code_for("float") is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(not POOLING.there(torch.float32), reason="no C compiler")
 
 
 @pytest.fixture
@@ -114,11 +113,11 @@ def test_wrong_code_is_found_out_and_not_used(monkeypatch):
     def wrong(logits, *operands):
         return right(1.01 * logits, *operands)
 
-    pool_in_c._proven.cache_clear()
+    POOLING.forget()
     monkeypatch.setattr(pool_in_c, "pool_segments_in_c", wrong)
     with pytest.warns(UserWarning, match="compiled pooling is .* off here and is not used"):
-        assert not pool_in_c._proven("double")
-    pool_in_c._proven.cache_clear()
+        assert not POOLING.proven(torch.float64)
+    POOLING.forget()
 
 
 @pytest.mark.parametrize(("segment", "name"), [(None, "pool_whole_in_c"), (8, "pool_segments_in_c")])

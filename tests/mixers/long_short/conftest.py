@@ -1,0 +1,6 @@
+"""Test files of this folder share `trained`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -62,7 +62,7 @@ def trials(program: Program) -> Iterator[Trial]:
         if tuple(sizes.values()) in seen:
             continue
         seen.add(tuple(sizes.values()))
-        call = example_at(program, sizes)
+        call = example_at(program, sizes, hidden=False)
         masks = [leaf for leaf in pytree.tree_leaves(call) if is_mask(leaf)]
         shape = ", ".join(str(tuple(leaf.shape)) for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor))
         if not masks:

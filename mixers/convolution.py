@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from remixer.mixers.eager import plain_inference
+from remixer.mixers.eager import plain_inference, untraced
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.workspace import workspace
 
@@ -92,7 +92,7 @@ def transform_dtype(tokens: int, dtype: torch.dtype) -> torch.dtype:
 
 
 def spectrum_of(coefficients: Tensor, length: int, causal: bool) -> Tensor:
-    """The FFT of the circulant matrix whose first T rows and columns are the Toeplitz matrix.
+    """The FFT, over its length, of the circulant matrix whose first T rows and columns are the Toeplitz matrix.
 
     Args:
         coefficients: (H, E or 1, offsets).
@@ -103,11 +103,11 @@ def spectrum_of(coefficients: Tensor, length: int, causal: bool) -> Tensor:
         (H, E or 1, length // 2 + 1), complex.
     """
     if causal:
-        return torch.fft.rfft(coefficients, length)
+        return torch.fft.rfft(coefficients, length, norm="forward")
     T = tokens_of(coefficients, causal)
     past, future = coefficients[..., T - 1 :], coefficients[..., : T - 1]
     unused = coefficients.new_zeros(*coefficients.shape[:-1], length - 2 * T + 1)
-    return torch.fft.rfft(torch.cat([past, unused, future], -1), length)
+    return torch.fft.rfft(torch.cat([past, unused, future], -1), length, norm="forward")
 
 
 def gradients_by_autograd(
@@ -126,24 +126,51 @@ def convolve(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None
     """The Toeplitz product, given the spectrum of the coefficients.
 
     Args:
-        spectrum: (H, E or 1, length // 2 + 1), complex.
-        values: (B, G, T, E or 1), real, of the spectrum's precision.
+        spectrum: (H, E or 1, length // 2 + 1), complex, see `spectrum_of`.
+        values: (B, G, T, E or 1), real.
         length: of the transform.
         scale: (H, E or 1, T), factor on the rows, or None.
 
     Returns:
-        (B, H, T, E).
+        (B, H, T, E), in the spectrum's precision.
     """
     if plain_inference(spectrum, values):
-        return _convolve_in_cache(spectrum, values, length, scale)
+        return _convolve_in_cache(spectrum, values.to(spectrum.real.dtype), length, scale)
+    if values.is_cuda and not torch.is_grad_enabled() and untraced(spectrum, values):
+        return _convolve_in_place(spectrum, values, length, scale)
     _, G, T, _ = values.shape
     H = spectrum.shape[0]
-    transformed = torch.fft.rfft(values.transpose(-1, -2), length)
+    transformed = torch.fft.rfft(values.to(spectrum.real.dtype).transpose(-1, -2), length)
     product = transformed[:, :, None] * spectrum.unflatten(0, (G, H // G))  # no second FFT for a shared value head
-    mixed = torch.fft.irfft(product.flatten(1, 2), length)[..., :T]
+    mixed = torch.fft.irfft(product.flatten(1, 2), length, norm="forward")[..., :T]
     if scale is not None:
         mixed = mixed * scale
     return mixed.transpose(-1, -2)
+
+
+def transformed_at_once(values: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """The real transforms of values (B, H, T, E), laid out for them, extended and cast in one pass over memory.
+
+    Returns:
+        (B, H, E, length // 2 + 1), complex.
+    """
+    B, H, T, E = values.shape
+    padded = values.new_empty(B, H, E, length, dtype=dtype)
+    padded[..., :T] = values.transpose(-1, -2)
+    padded[..., T:] = 0.0
+    return torch.fft.rfft(padded)
+
+
+def _convolve_in_place(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None) -> Tensor:
+    """All sequences at once, where nobody asks for gradients: few passes over memory, and few calls."""
+    G, T, E = values.shape[1:]
+    product = transformed_at_once(values, length, spectrum.real.dtype)
+    if spectrum.shape[0] > G or spectrum.shape[1] > E:
+        product = (product[:, :, None] * spectrum.unflatten(0, (G, -1))).flatten(1, 2)
+    else:
+        product.mul_(spectrum)
+    mixed = torch.fft.irfft(product, length, norm="forward")[..., :T]
+    return (mixed if scale is None else mixed.mul_(scale)).transpose(-1, -2)
 
 
 def _convolve_in_cache(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None) -> Tensor:
@@ -178,5 +205,5 @@ def _convolve_some(spectrum: Tensor, values: Tensor, length: int, scale: Tensor 
         product = (product[:, :, None] * spectrum.unflatten(0, (G, -1))).flatten(1, 2)
     else:
         product.mul_(spectrum)
-    mixed = torch.fft.irfft(product, length)[..., :T]
+    mixed = torch.fft.irfft(product, length, norm="forward")[..., :T]
     return mixed if scale is None else mixed.mul_(scale)

@@ -80,17 +80,17 @@ class Spectrum:
 
     @classmethod
     def of(cls, spectrum: Tensor, length: int) -> Spectrum:
-        """From (H, E or 1, length // 2 + 1), complex, and a length that `length_in_c` gave."""
+        """From what `spectrum_of` gave for a length that `length_in_c` gave, (H, E or 1, length // 2 + 1), complex."""
         transform = transform_of(length, spectrum.real.dtype)
         (H, channels, _), wide = spectrum.shape, _wide(spectrum.real.dtype)
         if channels == 1:
             whole = torch.cat([spectrum, spectrum[..., 1 : (length + 1) // 2].flip(-1).conj()], -1)
-            weights = torch.view_as_real(whole[:, 0, transform.order] / length).contiguous()
+            weights = torch.view_as_real(whole[:, 0, transform.order]).contiguous()
             return cls(weights, length, 1)
         order = transform.order[transform.order <= length // 2]
         weights = spectrum.real.new_zeros(H, -(-channels // (2 * wide)), len(order), 2, 2, wide)
         for mine, theirs in zip(weights, spectrum, strict=True):  # whole, its copies would take more than the products
-            pairs = torch.view_as_real(theirs[:, order]).div_(2 * length)
+            pairs = torch.view_as_real(theirs[:, order]).div_(2)
             padded = torch.nn.functional.pad(pairs, (0, 0, 0, 0, 0, -channels % (2 * wide)))
             mine.permute(0, 2, 4, 1, 3).copy_(padded.unflatten(0, (-1, 2, wide)))
         return cls(weights, length, channels)
@@ -221,10 +221,10 @@ def _far_off(dtype: torch.dtype) -> float:
     coefficients, values = (
         torch.arange(rows * length, dtype=dtype).mul_(7.3).sin_().view(rows, length) for rows in (5, 3)
     )
-    spectrum = Spectrum.of(torch.fft.rfft(coefficients)[:, None].expand(-1, 3, -1), length)
-    mixed = convolve_in_c(spectrum, values.T.expand(1, 5, -1, -1))
-    product = torch.fft.rfft(coefficients)[:, None] * torch.fft.rfft(values)
-    return worst([mixed[0]], [torch.fft.irfft(product, length).transpose(1, 2)])
+    transformed = torch.fft.rfft(coefficients, norm="forward")[:, None]
+    mixed = convolve_in_c(Spectrum.of(transformed.expand(-1, 3, -1), length), values.T.expand(1, 5, -1, -1))
+    product = transformed * torch.fft.rfft(values)
+    return worst([mixed[0]], [torch.fft.irfft(product, length, norm="forward").transpose(1, 2)])
 
 
 CONVOLUTION = Compiled(Path(__file__).with_name("convolution.c"), "convolve", "convolution", _far_off)

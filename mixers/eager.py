@@ -1,4 +1,4 @@
-"""Where a mixer may take the shortcuts of plain inference, or of plain training, on a CPU."""
+"""Where a mixer may take the shortcuts of plain inference, or of plain training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ def plain_training(*tensors: Tensor) -> bool:
 
     Only then do mixers bring gradients of their own.
     """
-    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors) and plain(*tensors)
+    return in_training(*tensors) and plain(*tensors)
+
+
+def in_training(*tensors: Tensor) -> bool:
+    """The same of tensors that may be on any device."""
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors) and untraced(*tensors)
 
 
 def unwatched() -> bool:
@@ -33,9 +38,9 @@ def unobserved(*tensors: Tensor) -> bool:
 
     Nor captures a CUDA graph, which can't wait for a comparison with what is kept.
     """
-    if any(tensor.is_cuda for tensor in tensors) and torch.cuda.is_current_stream_capturing():
+    if torch.is_grad_enabled() or not untraced(*tensors):
         return False
-    return not torch.is_grad_enabled() and untraced(*tensors)
+    return not (any(tensor.is_cuda for tensor in tensors) and torch.cuda.is_current_stream_capturing())
 
 
 def all_exist(padding: Tensor | None) -> bool:

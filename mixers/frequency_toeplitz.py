@@ -87,7 +87,8 @@ class FrequencyToeplitzMixer(ToeplitzOperator):
         if self.spec.windowed or form == "matrix" or transform_length(tokens) != 2 * tokens:
             return super()._new_kernel(tokens, dtype, form)
         # Nothing is transformed; `dtype.to_complex()` would break a graph of torch.compile in two.
-        response = self.response(tokens).to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+        response = self.response(tokens) / (2 * tokens)
+        response = response.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
         if form == "compiled" and length_in_c(2 * tokens) == 2 * tokens:
             return CompiledKernel(Spectrum.of(response, 2 * tokens))
         return Kernel("spectrum", response, 2 * tokens, self.spec.causal)

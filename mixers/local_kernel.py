@@ -81,7 +81,7 @@ class LocalKernel:
             coefficients = coefficients / coefficients.sum(-1, keepdim=True).clamp(
                 min=torch.finfo(coefficients.dtype).tiny
             )
-        transformed = torch.fft.rfft(coefficients, length)  # from the latest key to the earliest
+        transformed = torch.fft.rfft(coefficients, length, norm="forward")  # from the latest key to the earliest
         spectrum = transformed if compiled_length is None else Spectrum.of(transformed, length)
         middle = coefficients.shape[-1] - reach
         past = coefficients[..., middle:].cumsum(-1)
@@ -151,7 +151,7 @@ class LocalKernel:
             some = overlapping[:, :, first : first + most]
             product = torch.fft.rfft(some) * spectrum[:, None]
             # The first before + after entries are those that wrap around.
-            mixed = torch.fft.irfft(product, self.length)[..., before + after :]
+            mixed = torch.fft.irfft(product, self.length, norm="forward")[..., before + after :]
             start = first * block
             stop = min(T, start + some.shape[2] * block)
             out[..., start:stop] = mixed.flatten(2)[..., : stop - start]

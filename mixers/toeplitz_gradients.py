@@ -1,8 +1,8 @@
-"""The Toeplitz product in training on a CPU: three real transforms forward and three backward.
+"""The Toeplitz product in training: three real transforms forward and three backward.
 
 The gradients of a Toeplitz product are Toeplitz products themselves: that of the values has the offsets turned
 around, that of the coefficients correlates the values with the incoming gradient. Autograd's own gradient of a real
-transform is a complex one of full length. A few heads are transformed at a time, so that they stay in cache.
+transform is a complex one of full length. On a CPU a few heads are transformed at a time, so that they stay in cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remixer.mixers.convolution import ENTRIES_AT_ONCE, gradients_by_autograd, transform_length
+from remixer.mixers.convolution import (
+    ENTRIES_AT_ONCE,
+    gradients_by_autograd,
+    transform_length,
+    transformed_at_once,
+)
 from remixer.mixers.toeplitz_gradients_in_c import CompiledProduct, trainable_in_c
 
 
@@ -22,16 +27,16 @@ class ToeplitzProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, coefficients: Tensor, values: Tensor, causal: bool) -> Tensor:
-        """A few heads after the other, laid out in memory as (B, H, E, T)."""
+        """A few heads after the other on a CPU, laid out in memory as (B, H, E, T)."""
         (B, G, T, E), H = values.shape, coefficients.shape[0]
         length, first = transform_length(T), 0 if causal else T - 1
         out = values.new_empty(B, H, max(E, coefficients.shape[1]), T)
         spectra = []
         for heads, readers in _pieces(values, coefficients, length):
             # As they are, from the first offset on: the rows then come T - 1 places later where it is -(T - 1).
-            spectrum = torch.fft.rfft(coefficients[readers], length).unflatten(0, (-1, H // G))
+            spectrum = torch.fft.rfft(coefficients[readers], length, norm="forward").unflatten(0, (-1, H // G))
             transformed = _transformed(values[:, heads], length)[:, :, None]
-            mixed = torch.fft.irfft(transformed * spectrum, length)
+            mixed = torch.fft.irfft(transformed * spectrum, length, norm="forward")
             out[:, readers] = mixed[..., first : first + T].flatten(1, 2)
             spectra += [spectrum, transformed]
         ctx.save_for_backward(coefficients, values, *spectra)
@@ -57,7 +62,7 @@ class ToeplitzProduct(torch.autograd.Function):
             if of_values is not None:
                 product = _summed(incoming * spectrum, 2)[:, :, 0]
                 product = product if product.shape[2] == E else product.sum(2, keepdim=True)
-                mixed = torch.fft.irfft(product.conj_physical_(), length).transpose(-1, -2)
+                mixed = torch.fft.irfft(product.conj_physical_(), length, norm="forward").transpose(-1, -2)
                 of_values[:, heads, :first] = mixed[..., length - first :, :]
                 of_values[:, heads, first:] = mixed[..., : T - first, :]
             if of_coefficients is not None:
@@ -70,7 +75,7 @@ class ToeplitzProduct(torch.autograd.Function):
 
 
 def product_in_training(coefficients: Tensor, values: Tensor, causal: bool) -> Tensor:
-    """`toeplitz_product` of operands of one precision, where gradients are wanted on a CPU.
+    """`toeplitz_product` of operands of one precision, where gradients are wanted.
 
     Args:
         coefficients: (H, E or 1, offsets), see `convolution`.
@@ -87,6 +92,8 @@ def product_in_training(coefficients: Tensor, values: Tensor, causal: bool) -> T
 
 def _transformed(values: Tensor, length: int) -> Tensor:
     """(B, H, T, E) to (B, H, E, length // 2 + 1), complex."""
+    if values.is_cuda:
+        return transformed_at_once(values, length, values.dtype)
     return torch.fft.rfft(values.transpose(-1, -2), length)
 
 
@@ -96,10 +103,10 @@ def _summed(product: Tensor, dim: int) -> Tensor:
 
 
 def _pieces(values: Tensor, coefficients: Tensor, length: int) -> Iterator[tuple[slice, slice]]:
-    """A few value heads, and the query heads that read them, at a time: their transforms stay in cache."""
+    """A few value heads, and the query heads that read them, at a time: their transforms stay in a CPU's cache."""
     (B, G, _, E), (H, C, _) = values.shape, coefficients.shape
     groups = H // G
-    heads = max(1, ENTRIES_AT_ONCE // (length * B * groups * max(E, C)))
+    heads = G if values.is_cuda else max(1, ENTRIES_AT_ONCE // (length * B * groups * max(E, C)))
     for first in range(0, G, heads):
         last = min(first + heads, G)
         yield slice(first, last), slice(first * groups, last * groups)

@@ -18,7 +18,7 @@ Form = Literal["matrix", "spectrum", "coefficients", "compiled"]
 
 @dataclass(frozen=True)
 class Kernel:
-    """One of three forms of the same operator: matrices for short sequences, coefficients for training on a CPU.
+    """One of three forms of the same operator: matrices for short sequences, coefficients for training.
 
     Attributes:
         form: what the weights are.
@@ -47,9 +47,9 @@ class Kernel:
         Returns:
             (B, H, T, E or 1).
         """
-        values = values.to(self.weights.real.dtype)
         if self.form == "spectrum":
             return convolve(self.weights, values, self.length, scale)
+        values = values.to(self.weights.dtype)
         if self.form == "coefficients":
             mixed = product_in_training(self.weights, values, self.causal)
         else:

@@ -13,7 +13,7 @@ from torch import Tensor
 from remixer.mixers.base import Mixer, MixerConfig, Order, State, Unsupported
 from remixer.mixers.convolution import transform_dtype
 from remixer.mixers.convolution_in_c import convolvable_in_c
-from remixer.mixers.eager import all_exist, plain_inference, plain_training, unobserved
+from remixer.mixers.eager import all_exist, in_training, plain_inference, unobserved
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.gate import Gate
 from remixer.mixers.key_weights import KeyWeights, weighed
@@ -280,7 +280,7 @@ class ToeplitzOperator(Mixer):
         tokens, dtype = value.shape[2], transform_dtype(value.shape[2], value.dtype)
         parameters = self._parameters_of_kernel()
         if self.training or not unobserved(value, *parameters):
-            form: Form = "coefficients" if plain_training(value, *parameters) else "spectrum"
+            form: Form = "coefficients" if in_training(value, *parameters) else "spectrum"
             return self._new_kernel(tokens, dtype, form)
         # Autocast would round a product of matrices.
         direct = self.channels == 1 and tokens <= DIRECT_AT_MOST and not torch.is_autocast_enabled(value.device.type)

@@ -196,7 +196,7 @@ def _example(program: Program, tokens: int, *, padded: bool) -> Call:
             leaf[0, ..., : tokens // 3] = 0
         return leaf
 
-    call: Call = pytree.tree_map(masked, example_at(program, sizes))
+    call: Call = pytree.tree_map(masked, example_at(program, sizes, hidden=False))
     return call
 
 

@@ -101,7 +101,7 @@ def padded_example(program: Program, rows: int, tokens: int) -> Call:
             leaf[row, ..., : (row * leaf.shape[-1]) // (leaf.shape[0] + 1)] = 0
         return leaf
 
-    call: Call = pytree.tree_map(padded, example_at(program, sizes_for(program, rows, tokens)))
+    call: Call = pytree.tree_map(padded, example_at(program, sizes_for(program, rows, tokens), hidden=False))
     return call
 
 

@@ -77,7 +77,7 @@ def sequence(streaming: Streaming, batch: int, tokens: int, *, padded: bool = Fa
                 leaf[row, ..., : tokens // (3 + row)] = 0
         return leaf
 
-    with_all: tuple[Any, Any] = pytree.tree_map(masked, example_at(program, sizes))
+    with_all: tuple[Any, Any] = pytree.tree_map(masked, example_at(program, sizes, hidden=False))
     return with_all
 
 

@@ -88,10 +88,20 @@ def sizes_of_example(program: Program) -> Sizes:
     return sizes
 
 
-def example_at(program: Program, sizes: Sizes) -> Call:
-    """A program's example at other sizes, its rows and tokens repeated or cut off."""
+def example_at(program: Program, sizes: Sizes, *, hidden: bool = True) -> Call:
+    """A program's example at other sizes, its rows and tokens repeated or cut off.
+
+    Args:
+        program: the capture.
+        sizes: a value for each symbol.
+        hidden: also the tokens that the example's mask hides in some row. Whoever puts another mask in place of it
+            may not want them: what stands there, such as a vector of zeros, is nothing that a model is used to see.
+    """
     _, structure = pytree.tree_flatten(_example(program))
-    fitted = [_fitted(leaf, shape, sizes) for leaf, shape in _with_shapes(program)]
+    inputs = _with_shapes(program)
+    if not hidden:
+        inputs = _without_hidden(inputs)
+    fitted = [_fitted(leaf, shape, sizes) for leaf, shape in inputs]
     call: Call = pytree.tree_unflatten(fitted, structure)
     return call
 
@@ -106,6 +116,23 @@ def _with_shapes(program: Program) -> list[tuple[Any, tuple[sympy.Expr, ...]]]:
     leaves = pytree.tree_leaves(_example(program))
     shapes = [shape_of(node) or () for node in program.graph.find_nodes(op="placeholder")]
     return list(zip(leaves, shapes, strict=True))
+
+
+def _without_hidden(inputs: list[tuple[Any, tuple[sympy.Expr, ...]]]) -> list[tuple[Any, tuple[sympy.Expr, ...]]]:
+    """The inputs without the places that the first mask (B, T) hides in some row, if it leaves any."""
+    masks = [(leaf, shape) for leaf, shape in inputs if is_mask(leaf) and leaf.dim() == len(shape) == 2]
+    if not masks or not masks[0][1][1].free_symbols:
+        return inputs
+    mask, (_, tokens) = masks[0]
+    kept = mask.bool().all(0).nonzero()[:, 0]
+    if not len(kept):
+        return inputs
+    found = []
+    for leaf, shape in inputs:
+        for dim, size in enumerate(shape if isinstance(leaf, Tensor) else ()):
+            leaf = leaf.index_select(dim, kept.to(leaf.device)) if size == tokens else leaf
+        found.append((leaf, shape))
+    return found
 
 
 def runs_longer(model: nn.Module, program: Program) -> bool:

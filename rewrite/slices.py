@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import networkx as nx
 import sympy
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
 from remixer.rewrite.effects import dependencies, writes
+from remixer.rewrite.modules import weights
 from remixer.rewrite.program import Program, expression
 
+_CPU = torch.device("cpu")
 _HALVES = (torch.float16, torch.bfloat16)
 # Operators whose result depends on the shape of these operands only, not on their values.
 _SHAPE_ONLY: dict[Any, tuple[int, ...]] = {
@@ -48,7 +51,7 @@ class Slicer:
     """Backward slices of one program, and their values.
 
     Writes into views are followed, so a slice holds all that its end depends on. Sizes are never computed
-    from inputs: they are taken from the symbols.
+    from inputs: they are taken from the symbols. Slices are run on the CPU, wherever the program's weights are.
 
     Args:
         program: whose graph is sliced; it must not change while the slicer is used.
@@ -66,6 +69,7 @@ class Slicer:
                 if sum(argument is operand for argument in node.args) == 1 and needs.has_edge(operand, node):
                     needs.remove_edge(operand, node)
         self._needs = needs
+        self._modules: dict[str, nn.Module] = {}
 
     def order(self, node: fx.Node) -> int:
         """Position of a node in the graph."""
@@ -107,6 +111,7 @@ class Slicer:
             KeyError: the slice reaches an input that was not fed.
         """
         overrides = overrides or {}
+        feeds = {node: _here(value) for node, value in feeds.items()}
         values: dict[fx.Node, Any] = {}
         nodes = self.between([end], feeds)
         if end in feeds:
@@ -141,6 +146,7 @@ class Slicer:
             found = overrides.get(str(node.target))
             if found is None:
                 found = attrgetter(str(node.target))(self.program.graph_module)
+            found = map_aggregate(found, _here)
             return map_aggregate(found, widened) if widen else found
 
         def value_of(operand: fx.Node) -> Any:
@@ -152,22 +158,31 @@ class Slicer:
                 raise KeyError(f"the value of {operand.name} is not known: the graph changed under the slicer")
             return self._stand_in(operand, sizes)
 
-        args, kwargs = map_arg((node.args, node.kwargs), value_of)
+        args, kwargs = map_aggregate(map_arg((node.args, dict(node.kwargs)), value_of), _here)
         if widen:
-            args, kwargs = map_aggregate((args, dict(kwargs)), widened)
+            args, kwargs = map_aggregate((args, kwargs), widened)
         if node.op == "call_module":
-            return self.program.graph_module.get_submodule(str(node.target))(*args, **kwargs)
+            return self._module(str(node.target))(*args, **kwargs)
         target: Any = node.target
         if target is torch.ops.aten.view.default:
             target = torch.ops.aten.reshape.default  # fed values need not have the layout that was recorded
         return target(*args, **kwargs)
+
+    def _module(self, path: str) -> nn.Module:
+        """A module of the program, or a copy of it if it is somewhere else than on the CPU."""
+        module = self.program.graph_module.get_submodule(path)
+        if all(tensor.device == _CPU for tensor in weights(module).values()):
+            return module
+        if path not in self._modules:
+            self._modules[path] = copy.deepcopy(module).to(_CPU)
+        return self._modules[path]
 
     def _stand_in(self, operand: fx.Node, sizes: Mapping[sympy.Symbol, int]) -> Any:
         """For an operand of which only the shape is read."""
         recorded = operand.meta.get("val")
         if isinstance(recorded, Tensor):
             shape = [evaluate(size, sizes) for size in recorded.shape]
-            return torch.empty(shape, dtype=recorded.dtype, device=recorded.device)
+            return torch.empty(shape, dtype=recorded.dtype)
         if isinstance(recorded, (torch.SymInt, int)):
             return evaluate(recorded, sizes)
         raise KeyError(f"the value of {operand.name} is not known")
@@ -193,6 +208,13 @@ def widened(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return torch.float32 if value in _HALVES else value
     return value.float() if isinstance(value, Tensor) and value.dtype in _HALVES else value
+
+
+def _here(value: Any) -> Any:
+    """A tensor on the CPU, and that device in place of any other; anything else as it is."""
+    if isinstance(value, torch.device):
+        return _CPU
+    return value.to(_CPU) if isinstance(value, Tensor) else value
 
 
 def _own(value: Any) -> Any:

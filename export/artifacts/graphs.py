@@ -96,7 +96,7 @@ def graph_of(
         for name, said in (("origin", each.origin), ("site", each.site)):
             if said is not None:
                 node.meta[name] = said
-    if [node.op for node in graph.nodes].count("output") != 1 or next(reversed(graph.nodes)).op != "output":
+    if [node.op for node in graph.nodes].count("output") != 1 or list(graph.nodes)[-1].op != "output":
         raise TypedError("a graph ends with its one output")
     if record.signature is not None:
         graph.set_codegen(_codegen(record.signature, graph))

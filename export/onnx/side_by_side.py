@@ -54,6 +54,7 @@ def _merge(graph: Any, nodes: list[Any]) -> None:
     graph.register_initializer(weight)
     product = ir.node("MatMul", [first.inputs[0], weight], name=f"{first.name}_side_by_side")
     product.outputs[0].name = f"{first.outputs[0].name}_side_by_side"
+    product.outputs[0].type = first.outputs[0].type  # what runs where goes by dtypes
     inputs = [product.outputs[0], constant(graph, np.array(widths))]
     pieces = ir.node("Split", inputs, {"axis": -1}, num_outputs=len(nodes), name=f"{first.name}_pieces")
     graph.insert_before(first, [product, pieces])

@@ -74,7 +74,7 @@ class Memory:
             return [((before - self.limit).clamp(min=0), before)]
         found, end = [], before
         for level in range(self.levels):
-            merged = ((end - self.per_size) >> 1).clamp(min=0)
+            merged = (end - self.per_size).clamp(min=0) // 2
             oldest = 2 * merged if level + 1 < self.levels else (end - self.per_size - 1).clamp(min=0)
             found.append((oldest, end))
             end = merged
@@ -115,10 +115,11 @@ class Memory:
         return torch.cat(seen, -1)
 
     def places(self, nodes: list[Tensor]) -> Tensor:
-        """Where nodes stand in the table, (..., columns), the levels one after the other."""
+        """Where nodes stand in the table, (..., columns), one level after the other; 0 for those that don't exist."""
         found, start = [], 0
         for node, size in zip(nodes, self.sizes, strict=True):
-            found.append(node.clamp(0, size - 1) + start)
+            # Not clamped: torch 2.11's compiler for GPUs stops at indices that are limits of others.
+            found.append((node + start).masked_fill((node < 0) | (node >= size), 0))
             start = start + size
         return torch.cat(found, -1)
 

@@ -64,7 +64,7 @@ def after_summaries(
     for index in range(levels):
         if index:
             level, count = level.merged(), pairs(count, 1).sum(2)
-        node, there = in_slots(newest >> index, ring)
+        node, there = in_slots(newest // 2**index, ring)
         least = torch.finfo(level.mass.dtype).min
         beside = there[:, None]
         entries["mass"].append(level.mass.index_select(2, node).masked_fill(~beside, least))

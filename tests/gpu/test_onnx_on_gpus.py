@@ -44,17 +44,13 @@ def test_an_encoder(mixer, precision, tmp_path):
         assert float((found - expected).abs().max()) < (1e-3 if precision == "float32" else 3e-2)
 
 
-@each_precision
 @each_mixer
-def test_a_decoder(mixer, precision, tmp_path):
+def test_a_decoder(mixer, tmp_path):
     torch.manual_seed(0)
     small = remixer.remix(llama(), mixer, batch(24))
-    to_onnx_decoder(small, tmp_path / "decoder", length=80, provider="cuda", precision=precision)
+    to_onnx_decoder(small, tmp_path / "decoder", length=80, provider="cuda")
     decoder = OnnxDecoder(tmp_path / "decoder", provider="cuda")
     prompt = batch(21)
     written = torch.as_tensor(decoder.generate(prompt["input_ids"], 20, mask=prompt["attention_mask"]))
     theirs = remixer.generate(small, prompt["input_ids"], 20, prompt["attention_mask"])
-    if precision == "float32":
-        assert torch.equal(written, theirs)
-    else:
-        assert (written == theirs).float().mean() > 0.8
+    assert torch.equal(written, theirs)

@@ -18,7 +18,7 @@ SPEC = AttentionSpec(heads=6, kv_heads=2, head_dim=5, value_dim=5, scale=1.0, pa
 def spectrum_and_values(length, tokens, heads=4, kv_heads=2, channels=3, values=3, B=2, dtype=torch.float64):
     torch.manual_seed(length)
     coefficients = torch.randn(heads, channels, length, dtype=dtype)
-    return torch.fft.rfft(coefficients), torch.randn(B, kv_heads, tokens, values, dtype=dtype)
+    return torch.fft.rfft(coefficients, norm="forward"), torch.randn(B, kv_heads, tokens, values, dtype=dtype)
 
 
 @pytest.mark.parametrize("length", [2, 3, 4, 6, 8, 12, 16, 24, 48, 64, 96, 512, 768, 1024])
@@ -54,7 +54,7 @@ def test_sequences_longer_than_the_transform(tokens, reach):
     coefficients = torch.randn(4, 3, 2 * reach - 1, dtype=torch.float64)
     values = torch.randn(2, 2, tokens, 3, dtype=torch.float64)
     blocks = Blocks(24 - 2 * (reach - 1), reach - 1, 2 * (reach - 1))
-    mixed = convolve_in_c(Spectrum.of(torch.fft.rfft(coefficients, 24), 24), values, None, blocks)
+    mixed = convolve_in_c(Spectrum.of(torch.fft.rfft(coefficients, 24, norm="forward"), 24), values, None, blocks)
     beyond = max(0, tokens - reach)
     whole = torch.nn.functional.pad(coefficients, (beyond, beyond))
     middle = whole.shape[2] // 2

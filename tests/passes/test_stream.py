@@ -8,6 +8,7 @@ from torch import nn
 import remixer
 from remixer import LongShort, Toeplitz
 from remixer.passes.errors import StreamError
+from remixer.passes import prove_stream as proving
 from remixer.passes.prove_stream import pieces, prove_stream, run, sequence
 from remixer.passes.stream import stream
 from remixer.rewrite.program import Program
@@ -145,6 +146,23 @@ def test_other_ties_between_tokens_are_found_by_the_proof():
 def bidirectional():
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     return remixer.remix(layer, "softmax", torch.randn(2, 20, 16))
+
+
+def test_what_stands_at_hidden_tokens_is_not_tried_as_tokens(monkeypatch):
+    model = Decoder(after=lambda hidden: F.rms_norm(hidden, (16,), eps=1e-36))
+    with torch.no_grad():
+        model.embedding.weight[0] = 0.0  # and what is made of it, but for rounding errors, which the norm makes large
+        for linear in (model.query, model.key, model.value):
+            linear.bias.zero_()
+    ids = torch.randint(1, 30, (2, 20))
+    ids[0, :6] = 0
+    rewritten = remixer.remix(model.eval(), Toeplitz(), {"ids": ids, "mask": (ids > 0).long()})
+    streaming = stream(Program.of(rewritten), 50)
+    prove_stream(streaming)
+    example_at = proving.example_at
+    monkeypatch.setattr(proving, "example_at", lambda program, sizes, hidden: example_at(program, sizes))
+    with pytest.raises(StreamError, match="at token 0"):
+        prove_stream(streaming)
 
 
 def test_what_has_no_stream():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from remixer.rewrite.capture import capture
+from remixer.rewrite.elsewhere import example_at, sizes_of_example
 from remixer.rewrite.errors import CaptureError
 from remixer.testing import assert_close
 
@@ -120,3 +121,30 @@ def test_rows_that_are_gone_through_one_by_one_fix_the_batch_of_all_inputs():
     program = capture(OneByOne(), (x, mask))
     assert {(one.input, one.dim, one.size) for one in program.static} == {("x", 0, 2), ("mask", 0, 2)}
     assert_close(program.graph_module(x[:, :5], mask[:, :5]), OneByOne()(x[:, :5], mask[:, :5]))
+
+
+class Masked(nn.Module):
+    """Tokens by number, some of them hidden."""
+
+    def forward(self, ids, mask):
+        return ids * mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "kept"),
+    [
+        ([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]], [11, 12, 13, 14, 15]),
+        ([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]], [12, 13, 14]),
+        ([[0, 0, 1, 1, 1], [1, 1, 0, 0, 0]], [11, 12, 13, 14, 15]),  # no place is left
+    ],
+)
+def test_hidden_tokens_of_an_example_can_be_left_out(mask, kept):
+    ids = torch.arange(11, 16).expand(2, 5).clone()
+    program = capture(Masked(), (ids, torch.tensor(mask)))
+    sizes = sizes_of_example(program)
+    (token,) = (symbol for symbol, size in sizes.items() if size == 5)
+    (found, theirs), _ = example_at(program, {**sizes, token: 7}, hidden=False)
+    assert found[1].tolist() == (kept * 3)[:7]
+    assert len(kept) == 5 or bool(theirs.all())
+    (found, _), _ = example_at(program, sizes)
+    assert found.equal(ids)

@@ -214,6 +214,15 @@ def test_weights_in_eight_bits(rewritten, tmp_path):
     assert decoder.generate(torch.randint(0, 40, (2, 9)), 5).shape == (2, 14)
 
 
+@pytest.mark.parametrize("name", ["long_short", pytest.param("toeplitz", marks=pytest.mark.slow)])
+def test_graphs_for_cuda_run_there_as_a_whole(rewritten, monkeypatch, tmp_path, name):
+    monkeypatch.setattr(decoder_exporting, "check_install", lambda provider: None)
+    monkeypatch.setitem(runtime.PROVIDERS, "cuda", "CPUExecutionProvider")
+    monkeypatch.setitem(runtime._OPTIONS, "cuda", {})
+    manifest = to_onnx_decoder(rewritten(name), tmp_path / "decoder", length=60, provider="cuda")
+    assert [each["problems"] for each in manifest.cuda] == [[], []]
+
+
 def test_a_wrong_step_is_noticed_and_leaves_nothing(rewritten, monkeypatch, tmp_path):
     right = Graph.run
 

@@ -68,6 +68,24 @@ def test_cuda_that_is_built_in_and_does_not_load(monkeypatch):
         runtime.check_install("cuda")
 
 
+def test_float32_is_not_rounded_to_tf32_on_a_gpu(monkeypatch):
+    import onnxruntime
+
+    asked = []
+
+    class Refusing:
+        def __init__(self, path, options, providers):
+            asked.extend(providers)
+
+        def get_providers(self):
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Refusing)
+    with pytest.raises(ProviderError, match="would run the graph on the CPU"):
+        runtime.Session("model.onnx", "cuda")
+    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"})]
+
+
 def test_what_is_no_rewritten_model(tmp_path):
     with pytest.raises(ExportError, match=r"to_onnx takes what remixer.remix gave, got Linear.*\"softmax\""):
         to_onnx(torch.nn.Linear(2, 2), tmp_path / "model.onnx")

@@ -66,6 +66,14 @@ def test_what_stays_in_float32_keeps_to_itself():
     assert [node.op_type for node in model.graph] == ["MatMul", "MatMul", "Add"]
 
 
+def test_dtypes_are_known():
+    model = model_of(f"p = MatMul(x, a) q = MatMul(x, c) {SUM}")
+    for node in model.graph:
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    put_side_by_side(model)
+    assert {value.dtype for node in model.graph for value in node.outputs} == {ir.DataType.FLOAT}
+
+
 def test_outputs_keep_their_names(tmp_path):
     text = HEAD.replace("(float[N, M] y)", "(float[N, 3] y, float[N, 1] z)") % "y = MatMul(x, a) z = MatMul(x, c)"
     model = ir.from_onnx_text(text)

@@ -3,7 +3,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remixer.mixers.convolution import toeplitz_product, toeplitz_reference, transform_length
+from remixer.mixers.convolution import (
+    _convolve_in_place,
+    spectrum_of,
+    toeplitz_product,
+    toeplitz_reference,
+    transform_length,
+    transformed_at_once,
+)
 from remixer.testing import assert_close
 
 
@@ -26,6 +33,23 @@ def test_fft_is_the_dense_matrix(T, B, groups, per_channel, causal, grad):
     coefficients, values = operands(T, causal, B, 2, 2 * groups, 3, per_channel)
     with torch.set_grad_enabled(grad):
         assert_close(toeplitz_product(coefficients, values, causal), toeplitz_reference(coefficients, values, causal))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("G", "per_channel"), [(4, True), (2, True), (4, False)])
+@pytest.mark.parametrize("T", [1, 2, 37])
+def test_all_at_once_as_on_a_gpu(T, G, per_channel, causal):
+    coefficients, values = operands(T, causal, G=G, per_channel=per_channel)
+    before, length = values.clone(), transform_length(T)
+    rows = torch.rand(4, coefficients.shape[1], T, dtype=torch.float64)
+    spectrum = spectrum_of(coefficients, length, causal)
+    expected = toeplitz_reference(coefficients, values, causal)
+    assert_close(_convolve_in_place(spectrum, values, length, None), expected)
+    assert_close(_convolve_in_place(spectrum, values, length, rows), expected * rows.transpose(1, 2))
+    assert values.equal(before)
+    low = values.bfloat16()
+    wide = torch.fft.rfft(low.double().transpose(2, 3), length)
+    assert_close(transformed_at_once(low, length, torch.float64), wide)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -7,8 +7,8 @@ from torch import nn
 
 import remixer
 from remixer import LongShort, Toeplitz
-from remixer.passes.errors import StreamError
 from remixer.passes import prove_stream as proving
+from remixer.passes.errors import StreamError
 from remixer.passes.prove_stream import pieces, prove_stream, run, sequence
 from remixer.passes.stream import stream
 from remixer.rewrite.program import Program

@@ -1,7 +1,7 @@
 """A device that only pretends to be one: "pretend".
 
-Its tensors lie on the CPU, and its operators are those of the CPU, but they refuse operands that lie on both, as those of
-a GPU do. Importing this sets it up for good, so that it is done in a process of its own. Nothing that it makes is freed.
+Its tensors lie on the CPU, and its operators are those of the CPU, but they refuse operands that lie on both, as a GPU
+does. Importing this sets it up for good, so that it is done in a process of its own. Nothing that it makes is freed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A device that only pretends to be one: "pretend".
 
 Its tensors lie on the CPU, and its operators are those of the CPU, but they refuse operands that lie on both, as a GPU
-does. Importing this sets it up for good, so that it is done in a process of its own. Nothing that it makes is freed.
+does. `set_up` can't be taken back: it is called in a process of its own. Nothing that the device makes is freed.
 """
 
 from __future__ import annotations
@@ -104,13 +104,16 @@ def _deepcopy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
 
 
 _of_tensors, _of_parameters = Tensor.__deepcopy__, torch.nn.Parameter.__deepcopy__
-Tensor.__deepcopy__ = torch.nn.Parameter.__deepcopy__ = _copied
 
-_setup_privateuseone_for_python_backend("pretend")
-_rest = torch.library.Library("_", "IMPL")
-_rest.fallback(run, "PrivateUse1")
-_whole = torch.library.Library("aten", "IMPL")
-for _name in WHOLE:
-    _packet, _, _overload = _name.partition(".")
-    _op = getattr(getattr(torch.ops.aten, _packet), _overload or "default")
-    _whole.impl(_name, lambda *args, _op=_op, **kwargs: run(_op, *args, **kwargs), "PrivateUse1")
+
+def set_up() -> list[torch.library.Library]:
+    """Let there be the device for the rest of this process, which has to keep what this gives."""
+    Tensor.__deepcopy__ = torch.nn.Parameter.__deepcopy__ = _copied
+    _setup_privateuseone_for_python_backend("pretend")
+    rest, whole = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+    rest.fallback(run, "PrivateUse1")
+    for name in WHOLE:
+        packet, _, overload = name.partition(".")
+        op = getattr(getattr(torch.ops.aten, packet), overload or "default")
+        whole.impl(name, lambda *args, _op=op, **kwargs: run(_op, *args, **kwargs), "PrivateUse1")
+    return [rest, whole]

@@ -9,6 +9,7 @@ MIXED = """
 import torch
 import pretend_device
 
+kept = pretend_device.set_up()
 there = torch.ones(3, 4).to("pretend")
 assert there.device.type == "pretend" and float((there @ there.T).sum()) == 36.0
 half = there[:, ::2]
@@ -30,6 +31,7 @@ import pretend_device
 import remixer
 from remixer import LongShort, Toeplitz
 
+kept = pretend_device.set_up()
 SIZES = dict(vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
 MODELS = {
     "bert": lambda: transformers.BertModel(transformers.BertConfig(**SIZES), add_pooling_layer=False),

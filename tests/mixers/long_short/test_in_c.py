@@ -118,7 +118,7 @@ def test_windows_of_the_attention_that_is_replaced(left, right, calls):
 
 
 def test_more_columns_than_are_scored_at_once():
-    mixer = mixer_of(LongShort(window=1000, segment=2, memory=None), causal=True)
+    mixer = mixer_of(LongShort(window=1000, segment=2, memory=None), causal=True, heads=2, kv_heads=1)
     inputs = operands(mixer, 1601, B=1)
     with torch.no_grad():
         mixed = mixer(*inputs)

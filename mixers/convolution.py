@@ -163,14 +163,8 @@ def transformed_at_once(values: Tensor, length: int, dtype: torch.dtype) -> Tens
 
 def _convolve_in_place(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None) -> Tensor:
     """All sequences at once, where nobody asks for gradients: few passes over memory, and few calls."""
-    G, T, E = values.shape[1:]
-    product = transformed_at_once(values, length, spectrum.real.dtype)
-    if spectrum.shape[0] > G or spectrum.shape[1] > E:
-        product = (product[:, :, None] * spectrum.unflatten(0, (G, -1))).flatten(1, 2)
-    else:
-        product.mul_(spectrum)
-    mixed = torch.fft.irfft(product, length, norm="forward")[..., :T]
-    return (mixed if scale is None else mixed.mul_(scale)).transpose(-1, -2)
+    transformed = transformed_at_once(values, length, spectrum.real.dtype)
+    return _filtered(transformed, spectrum, values.shape[2], length, scale).transpose(-1, -2)
 
 
 def _convolve_in_cache(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None) -> Tensor:
@@ -197,13 +191,18 @@ def _convolve_in_cache(spectrum: Tensor, values: Tensor, length: int, scale: Ten
 
 def _convolve_some(spectrum: Tensor, values: Tensor, length: int, scale: Tensor | None) -> Tensor:
     """`convolve` in place, (B, H, E, T)."""
-    (B, G, T, E), H = values.shape, spectrum.shape[0]
+    B, G, T, E = values.shape
     padded = workspace.take_zeros("sequences", (B, G, E, length), T, values.dtype)
     padded[..., :T] = values.transpose(-1, -2)
-    product = torch.fft.rfft(padded)
-    if H > G or spectrum.shape[1] > E:
-        product = (product[:, :, None] * spectrum.unflatten(0, (G, -1))).flatten(1, 2)
+    return _filtered(torch.fft.rfft(padded), spectrum, T, length, scale)
+
+
+def _filtered(transformed: Tensor, spectrum: Tensor, tokens: int, length: int, scale: Tensor | None) -> Tensor:
+    """What transforms (B, G, E, length // 2 + 1), which may be written into, become by a spectrum: (B, H, E, T)."""
+    G, E = transformed.shape[1:3]
+    if spectrum.shape[0] > G or spectrum.shape[1] > E:
+        transformed = (transformed[:, :, None] * spectrum.unflatten(0, (G, -1))).flatten(1, 2)
     else:
-        product.mul_(spectrum)
-    mixed = torch.fft.irfft(product, length, norm="forward")[..., :T]
+        transformed.mul_(spectrum)
+    mixed = torch.fft.irfft(transformed, length, norm="forward")[..., :tokens]
     return mixed if scale is None else mixed.mul_(scale)

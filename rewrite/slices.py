@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
+from remixer.rewrite.devices import CPU, moved
 from remixer.rewrite.effects import dependencies, writes
 from remixer.rewrite.modules import weights
 from remixer.rewrite.program import Program, expression
 
-_CPU = torch.device("cpu")
 _HALVES = (torch.float16, torch.bfloat16)
 # Operators whose result depends on the shape of these operands only, not on their values.
 _SHAPE_ONLY: dict[Any, tuple[int, ...]] = {
@@ -171,10 +171,10 @@ class Slicer:
     def _module(self, path: str) -> nn.Module:
         """A module of the program, or a copy of it if it is somewhere else than on the CPU."""
         module = self.program.graph_module.get_submodule(path)
-        if all(tensor.device == _CPU for tensor in weights(module).values()):
+        if all(tensor.device == CPU for tensor in weights(module).values()):
             return module
         if path not in self._modules:
-            self._modules[path] = copy.deepcopy(module).to(_CPU)
+            self._modules[path] = copy.deepcopy(module).to(CPU)
         return self._modules[path]
 
     def _stand_in(self, operand: fx.Node, sizes: Mapping[sympy.Symbol, int]) -> Any:
@@ -211,10 +211,7 @@ def widened(value: Any) -> Any:
 
 
 def _here(value: Any) -> Any:
-    """A tensor on the CPU, and that device in place of any other; anything else as it is."""
-    if isinstance(value, torch.device):
-        return _CPU
-    return value.to(_CPU) if isinstance(value, Tensor) else value
+    return moved(value, CPU)
 
 
 def _own(value: Any) -> Any:

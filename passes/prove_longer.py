@@ -38,7 +38,7 @@ def prove_longer(before: Program, after: Program, ends: list[End], max_length: i
     own = sizes_of_example(before)
     if same and ends:
         short = min(_SHORT, *(end.reach for end in ends))
-        call = padded(example_at(before, _sizes(own, ends, short)))
+        call = padded(example_at(before, _sizes(own, ends, short), hidden=False))
         try:
             told = difference(before.graph_module, after.graph_module, call)
         except NotRunError:
@@ -48,7 +48,7 @@ def prove_longer(before: Program, after: Program, ends: list[End], max_length: i
     for length in sorted({min(max_length, end.reach + _BEYOND) for end in ends}):
         sizes = _sizes(own, [end for end in ends if end.reach < length], length)
         try:
-            outputs = run(after.graph_module, padded(example_at(after, sizes)))
+            outputs = run(after.graph_module, padded(example_at(after, sizes, hidden=False)))
         except NotRunError as error:
             raise ExtendError(
                 f"can't extend to {max_length:,}: at {length:,} the extended graph raises {error}. Something in it "

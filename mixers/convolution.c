@@ -38,7 +38,7 @@ static void multiply(const call *c, const complex_ *x, complex_ *y, const REAL *
 
 static void read_values(const call *c, complex_ *x, const REAL *values, int64_t from, int64_t channel)
 {
-    const int64_t start = least(-least(-from, 0), from + c->transform.length), stop = least(from + c->transform.length, c->tokens);
+    const int64_t start = least(most(from, 0), from + c->transform.length), stop = least(from + c->transform.length, c->tokens);
     memset(x, 0, (start - from) * sizeof(complex_));
     for (int64_t t = start; t < stop; t++) {
         const REAL *token = values + t * c->value_strides[2];

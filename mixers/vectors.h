@@ -35,7 +35,7 @@ typedef INTEGER bits __attribute__((vector_size(BYTES)));
 
 static inline vector all(REAL x)
 {
-    return (vector){0} + x;
+    return x - (vector){0}; /* not +, which makes 0 of -0, and is not left out */
 }
 
 static inline vector either(bits mask, vector yes, vector no)
@@ -48,28 +48,59 @@ static inline vector larger(vector a, vector b)
     return either(a > b, a, b); /* b if it is no number */
 }
 
-/* 2^x by the power of the nearest whole number and a Taylor series of the rest; 0 below the normal numbers. */
+/* 2^x for x < 1, by the power of the nearest whole number and a polynomial of the rest; 0 below the normal numbers.
+
+   The polynomial of single numbers is that of degree 5, 1 at 0, whose relative error on [-1/2, 1/2] is least, 9e-8;
+   that of double is the Taylor series. */
 static inline vector exp2_of(vector x)
 {
-    static const REAL series[] = {1.0, 0.69314718055994531, 0.24022650695910071, 0.055504108664821580,
+    static const REAL single[] = {1.0, 0.6931469775997534, 0.24022242085357517, 0.05550733742306941, 0.00967151264177711,
+                                  0.0013264727490587879};
+    static const REAL taylor[] = {1.0, 0.69314718055994531, 0.24022650695910071, 0.055504108664821580,
                                   0.0096181291076284772, 0.0013333558146428443, 0.00015403530393381609,
                                   1.5252733804059840e-5, 1.3215486790144309e-6, 1.0178086009239699e-7,
                                   7.0549116208011233e-9, 4.4455382718708115e-10, 2.5678435993488205e-11,
                                   1.3691488853904128e-12};
-    const int degree = IS_DOUBLE ? 13 : 7, fraction = IS_DOUBLE ? 52 : 23, bias = IS_DOUBLE ? 1023 : 127;
-    const REAL round = IS_DOUBLE ? 6755399441055744.0 : 12582912.0; /* 1.5 * 2^fraction: adding it rounds */
-    bits tiny = x <= all((REAL)(1 - bias));
-    x = (vector)((bits)x & ~tiny);
-    vector whole = x + round, rest = x - (whole - round), power = all(series[degree]);
+    const REAL *series = IS_DOUBLE ? taylor : single;
+    const int degree = IS_DOUBLE ? 13 : 5, fraction = IS_DOUBLE ? 52 : 23, bias = IS_DOUBLE ? 1023 : 127;
+    const REAL round = (IS_DOUBLE ? 6755399441055744.0 : 12582912.0) + bias; /* 1.5 * 2^fraction: adding it rounds */
+    const bits tiny = x <= all((REAL)(1 - bias));
+    const vector whole = x + round, rest = x - (whole - round);
+    vector power = all(series[degree]);
 #pragma GCC unroll 16
     for (int i = degree - 1; i >= 0; i--) power = power * rest + series[i];
-    bits exponent = ((bits)whole - (bits)all(round) + bias) << fraction;
+    const bits exponent = (bits)whole << fraction; /* all bits of round but those of bias are shifted out */
     return (vector)((bits)(power * (vector)exponent) & ~tiny);
+}
+
+/* Four numbers, wherever they lie. */
+typedef REAL quad __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL))));
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, (__typeof__((a) < (b))){i, j, k, l})
+#endif
+
+/* The transpose of four rows of four numbers. */
+static inline void transpose(quad rows[4])
+{
+    const quad a = PICK(rows[0], rows[1], 0, 4, 1, 5), b = PICK(rows[2], rows[3], 0, 4, 1, 5);
+    const quad c = PICK(rows[0], rows[1], 2, 6, 3, 7), d = PICK(rows[2], rows[3], 2, 6, 3, 7);
+    rows[0] = PICK(a, b, 0, 1, 4, 5);
+    rows[1] = PICK(a, b, 2, 3, 6, 7);
+    rows[2] = PICK(c, d, 0, 1, 4, 5);
+    rows[3] = PICK(c, d, 2, 3, 6, 7);
 }
 
 static inline int64_t least(int64_t a, int64_t b)
 {
     return a < b ? a : b;
+}
+
+static inline int64_t most(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
 }
 
 static inline REAL widened(uint16_t x)

@@ -6,7 +6,7 @@
 #include "../vectors.h"
 
 #define LANES (2 * WIDE)    /* queries in a tile, those of all heads that read one key/value head */
-#define COLUMNS 384         /* columns whose scores are made before they are used */
+#define COLUMNS 144         /* columns whose scores are made before they are used */
 
 typedef struct {
     vector half[2];
@@ -14,10 +14,11 @@ typedef struct {
 
 /* Some columns. A query t of sample b sees those from low[b, t] to high[b, t] - 1; a null pointer adds nothing. */
 typedef struct {
-    const void *key, *value; /* (B, G, columns, D or E) */
-    int64_t key_strides[3], value_strides[3];
+    const void *key, *values[2]; /* (B, G, columns, D or E); two kinds of values, both mixed by the same weights */
+    int64_t key_strides[3], value_strides[2][3];
     const int32_t *low, *high; /* (B, T) */
     int64_t low_stride, high_stride;
+    int64_t columns;
     const REAL *by_column; /* (B, columns), added to scores */
     int64_t by_column_stride;
     const REAL *by_query; /* (B, T), added to scores */
@@ -31,16 +32,17 @@ typedef struct {
 
 typedef struct {
     const void *query; /* (B, H, T, D) */
-    void *out;         /* (B, H, T, E) */
+    void *outs[2];     /* (B, H, T, E) */
     REAL *logarithms;  /* (B, H, T), of the sums of exponentials, or null */
-    int64_t query_strides[3], out_strides[3];
-    int64_t samples, heads, kv_heads, queries, size, value_size;
+    int64_t query_strides[3], out_strides[2][3];
+    int64_t samples, heads, kv_heads, queries, size;
+    int64_t value_sizes[2]; /* the second is 0 if there are no such values */
     double scale;
     int64_t bfloat16; /* whether query, keys, values and out are that, else REAL */
     int64_t threads;
     int64_t count;
     const group *groups;
-    /* For gradients only. */
+    /* For gradients only, of the first kind of values. */
     const REAL *above; /* (B, H, T, E), the gradient of out */
     const REAL *delta; /* (B, H, T), the products of out and its gradient */
     REAL *of_query;    /* (B, H, T, D) */
@@ -66,6 +68,11 @@ typedef struct {
     int64_t start, stop;     /* some queries see these columns */
     int64_t all_from, all_to; /* all queries see these */
 } sight;
+
+static inline int64_t place(const int64_t strides[3], int64_t b, int64_t h, int64_t t)
+{
+    return b * strides[0] + h * strides[1] + t * strides[2];
+}
 
 /* `multiply` for so many rows at once, whose sums stay in registers. */
 #define PRODUCT(M)                                                                                                    \
@@ -118,6 +125,38 @@ static inline void multiply(lanes *out, int64_t rows, const REAL *left, int64_t 
     STEP(1)
 }
 
+/* Rows of some length as the lanes of columns: (LANES, size) to (size, LANES). */
+static inline void to_lanes(const REAL *const rows[LANES], int64_t size, REAL *columns)
+{
+    for (int64_t l = 0; l < LANES; l += 4) {
+        int64_t d = 0;
+        for (; d + 4 <= size; d += 4) {
+            quad block[4];
+            for (int i = 0; i < 4; i++) block[i] = *(const quad *)(rows[l + i] + d);
+            transpose(block);
+            for (int i = 0; i < 4; i++) *(quad *)(columns + (d + i) * LANES + l) = block[i];
+        }
+        for (; d < size; d++)
+            for (int i = 0; i < 4; i++) columns[d * LANES + l + i] = rows[l + i][d];
+    }
+}
+
+/* The other way round. */
+static inline void from_lanes(const REAL *columns, int64_t size, REAL *const rows[LANES])
+{
+    for (int64_t l = 0; l < LANES; l += 4) {
+        int64_t d = 0;
+        for (; d + 4 <= size; d += 4) {
+            quad block[4];
+            for (int i = 0; i < 4; i++) block[i] = *(const quad *)(columns + (d + i) * LANES + l);
+            transpose(block);
+            for (int i = 0; i < 4; i++) *(quad *)(rows[l + i] + d) = block[i];
+        }
+        for (; d < size; d++)
+            for (int i = 0; i < 4; i++) rows[l + i][d] = columns[d * LANES + l + i];
+    }
+}
+
 static inline tile tile_of(const call *c, int64_t g, int64_t first, int64_t rows)
 {
     const int64_t each = c->heads / c->kv_heads;
@@ -138,8 +177,8 @@ static inline sight sight_of(const group *group, const tile *tile, int64_t b)
         const int64_t to = group->high[b * group->high_stride + tile->time[l]];
         found.low.at[l] = from;
         found.high.at[l] = to;
-        if (from < to) found.start = least(found.start, from), found.stop = -least(-found.stop, -to);
-        found.all_from = -least(-found.all_from, -from);
+        if (from < to) found.start = least(found.start, from), found.stop = most(found.stop, to);
+        found.all_from = most(found.all_from, from);
         found.all_to = least(found.all_to, to);
         found.plus.at[l] = 0;
         if (group->by_query) found.plus.at[l] += group->by_query[b * group->by_query_stride + tile->time[l]] * IN_BASE_2;

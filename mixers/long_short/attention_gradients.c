@@ -21,28 +21,32 @@ static inline int64_t blocks_of(int64_t size)
     return (size + LANES - 1) / LANES;
 }
 
+/* A row times something, to its place in the first of (blocks, LANES, LANES). */
+static inline void to_blocks(const REAL *row, int64_t size, REAL factor, REAL *blocks)
+{
+    for (int64_t first = 0; first < size; first += LANES)
+        for (int64_t d = 0; d < least(LANES, size - first); d++) blocks[first * LANES + d] = row[first + d] * factor;
+}
+
 static void read_tile(const call *c, work *w, const tile *tile, int64_t b)
 {
     memset(w->query_rows, 0, sizeof(REAL) * blocks_of(c->size) * LANES * LANES);
-    memset(w->above_rows, 0, sizeof(REAL) * blocks_of(c->value_size) * LANES * LANES);
+    memset(w->above_rows, 0, sizeof(REAL) * blocks_of(c->value_sizes[0]) * LANES * LANES);
+    const REAL *queries[LANES], *aboves[LANES];
     for (int64_t l = 0; l < LANES; l++) {
         const int64_t h = tile->head[l], t = tile->time[l], row = (b * c->heads + h) * c->queries + t;
         const REAL there = l < tile->count ? 1 : 0; /* what stands in for a missing query counts nothing */
-        const REAL *query = (const REAL *)c->query + b * c->query_strides[0] + h * c->query_strides[1] + t * c->query_strides[2];
-        const REAL *above = c->above + b * c->above_strides[0] + h * c->above_strides[1] + t * c->above_strides[2];
-        for (int64_t d = 0; d < c->size; d++) {
-            const REAL scaled = query[d] * (REAL)c->scale;
-            w->query[d * LANES + l] = scaled * IN_BASE_2;
-            w->query_rows[(d / LANES * LANES + l) * LANES + d % LANES] = scaled * there;
-        }
-        for (int64_t e = 0; e < c->value_size; e++) {
-            w->above[e * LANES + l] = above[e] * there;
-            w->above_rows[(e / LANES * LANES + l) * LANES + e % LANES] = above[e] * there;
-        }
+        queries[l] = (const REAL *)c->query + place(c->query_strides, b, h, t);
+        aboves[l] = c->above + place(c->above_strides, b, h, t);
+        to_blocks(queries[l], c->size, (REAL)c->scale * there, w->query_rows + l * LANES);
+        to_blocks(aboves[l], c->value_sizes[0], there, w->above_rows + l * LANES);
         /* All weights of a row that sees nothing are 0. */
         ((REAL *)&w->logarithms)[l] = c->logarithms[row] == -INFINITY ? INFINITY : c->logarithms[row] * IN_BASE_2;
-        ((REAL *)&w->delta)[l] = c->delta[row] * there;
+        ((REAL *)&w->delta)[l] = c->delta[row];
     }
+    to_lanes(queries, c->size, w->query);
+    for (int64_t at = 0; at < LANES * c->size; at++) w->query[at] *= (REAL)c->scale * IN_BASE_2;
+    to_lanes(aboves, c->value_sizes[0], w->above);
 }
 
 /* to[j] += sum over lanes l of weights[j, l] * rows[l], for vectors of some size. */
@@ -63,15 +67,15 @@ static void differentiate(const call *c, const group *group, const tile *tile, w
     lanes *scores = (lanes *)w->scores, *of_scores = (lanes *)w->of_scores, *products = (lanes *)w->products;
     lanes sums = {{{0}, {0}}};
     const lanes none = {{all(-INFINITY), all(-INFINITY)}};
-    const int64_t *ks = group->key_strides, *vs = group->value_strides;
+    const int64_t *ks = group->key_strides, *vs = group->value_strides[0];
     const int64_t *oks = group->of_key_strides, *ovs = group->of_value_strides;
     for (int64_t from = sight.start; from < sight.stop; from += COLUMNS) {
         const int64_t count = least(COLUMNS, sight.stop - from);
         const REAL *key = (const REAL *)group->key + b * ks[0] + g * ks[1] + from * ks[2];
-        const REAL *value = (const REAL *)group->value + b * vs[0] + g * vs[1] + from * vs[2];
+        const REAL *value = (const REAL *)group->values[0] + b * vs[0] + g * vs[1] + from * vs[2];
         multiply(scores, count, key, ks[2], 1, (const lanes *)w->query, c->size, 0);
         adjust(group, &sight, b, from, count, scores, none);
-        multiply(of_scores, count, value, vs[2], 1, (const lanes *)w->above, c->value_size, 0);
+        multiply(of_scores, count, value, vs[2], 1, (const lanes *)w->above, c->value_sizes[0], 0);
         for (int64_t j = 0; j < count; j++)
             for (int i = 0; i < 2; i++) {
                 const vector weight = exp2_of(scores[j].half[i] - w->logarithms.half[i]);
@@ -82,7 +86,7 @@ static void differentiate(const call *c, const group *group, const tile *tile, w
         if (c->of_query)
             multiply((lanes *)w->of_query, c->size, key, 1, ks[2], of_scores, count, 1);
         if (group->of_value)
-            add_products(scores, count, w->above_rows, c->value_size, products,
+            add_products(scores, count, w->above_rows, c->value_sizes[0], products,
                          group->of_value + part * ovs[0] + b * ovs[1] + g * ovs[2] + from * ovs[3], ovs[3]);
         if (group->of_key)
             add_products(of_scores, count, w->query_rows, c->size, products,
@@ -97,15 +101,15 @@ static void differentiate(const call *c, const group *group, const tile *tile, w
 int attend_backward(const call *c)
 {
     const int64_t rows = c->queries * (c->heads / c->kv_heads), tiles = (rows + LANES - 1) / LANES;
-    const int64_t of_part = (tiles + c->parts - 1) / c->parts, of_rows = blocks_of(c->size) + blocks_of(c->value_size);
+    const int64_t of_part = (tiles + c->parts - 1) / c->parts, of_rows = blocks_of(c->size) + blocks_of(c->value_sizes[0]);
     int failed = 0;
 #pragma omp parallel num_threads(c->threads)
     {
-        const int64_t numbers = (2 * c->size + c->value_size + 3 * COLUMNS + of_rows * LANES) * LANES;
+        const int64_t numbers = (2 * c->size + c->value_sizes[0] + 3 * COLUMNS + of_rows * LANES) * LANES;
         work w;
         w.query = aligned_alloc(64, (numbers * sizeof(REAL) + 63) / 64 * 64);
         w.above = w.query + LANES * c->size;
-        w.of_query = w.above + LANES * c->value_size;
+        w.of_query = w.above + LANES * c->value_sizes[0];
         w.scores = w.of_query + LANES * c->size;
         w.of_scores = w.scores + LANES * COLUMNS;
         w.products = w.of_scores + LANES * COLUMNS;

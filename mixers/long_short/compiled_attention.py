@@ -18,13 +18,14 @@ class _Group(ctypes.Structure):
 
     _fields_ = (
         ("key", Pointer),
-        ("value", Pointer),
+        ("values", Pointer * 2),
         ("key_strides", Strides),
-        ("value_strides", Strides),
+        ("value_strides", Strides * 2),
         ("low", Pointer),
         ("high", Pointer),
         ("low_stride", Number),
         ("high_stride", Number),
+        ("columns", Number),
         ("by_column", Pointer),
         ("by_column_stride", Number),
         ("by_query", Pointer),
@@ -43,16 +44,16 @@ class _Call(ctypes.Structure):
 
     _fields_ = (
         ("query", Pointer),
-        ("out", Pointer),
+        ("outs", Pointer * 2),
         ("logarithms", Pointer),
         ("query_strides", Strides),
-        ("out_strides", Strides),
+        ("out_strides", Strides * 2),
         ("samples", Number),
         ("heads", Number),
         ("kv_heads", Number),
         ("queries", Number),
         ("size", Number),
-        ("value_size", Number),
+        ("value_sizes", Number * 2),
         ("scale", ctypes.c_double),
         ("bfloat16", Number),
         ("threads", Number),
@@ -80,6 +81,7 @@ class Group(NamedTuple):
         of_key: (parts, B, G, columns, D), to which the gradients of keys are added, or None.
         of_value: (parts, B, G, columns, E), likewise of values.
         of_scores: (B, H, T), likewise those of scores, summed over the columns.
+        more: (B, G, columns, F), mixed by the same weights to a result of its own, or None; it has no gradients.
     """
 
     key: Tensor
@@ -92,9 +94,17 @@ class Group(NamedTuple):
     of_key: Tensor | None = None
     of_value: Tensor | None = None
     of_scores: Tensor | None = None
+    more: Tensor | None = None
 
 
-def attend(query: Tensor, groups: list[Group], scale: float, out: Tensor, logarithms: Tensor | None = None) -> None:
+def attend(
+    query: Tensor,
+    groups: list[Group],
+    scale: float,
+    out: Tensor,
+    logarithms: Tensor | None = None,
+    more: Tensor | None = None,
+) -> None:
     """One softmax over the columns of all groups.
 
     Args:
@@ -103,16 +113,20 @@ def attend(query: Tensor, groups: list[Group], scale: float, out: Tensor, logari
         scale: factor on the products of queries and keys.
         out: (B, H, T, E), where the result goes; 0 for a query that sees nothing.
         logarithms: (B, H, T), contiguous and at least float32, where the logarithms of the sums go, or None.
+        more: (B, H, T, F), where what was mixed of `more` of the groups goes, or None.
 
     Raises:
         MemoryError: there is none left.
         ValueError: entries of out don't lie next to each other.
     """
-    if out.stride(-1) != 1 and out.shape[-1] > 1:
-        raise ValueError(f"the entries of out must lie next to each other, got strides {out.stride()}")
+    outs = [out] if more is None else [out, more]
+    for each in outs:
+        if each.stride(-1) != 1 and each.shape[-1] > 1:
+            raise ValueError(f"the entries of out must lie next to each other, got strides {each.stride()}")
     query, groups = by_entries(query), [_by_entries(group) for group in groups]
-    call = _call(query, groups, scale, out=pointer(out), logarithms=pointer(logarithms))
-    call.out_strides = Strides(*out.stride()[:3])
+    call = _call(query, groups, scale, logarithms=pointer(logarithms))
+    for n, each in enumerate(outs):
+        call.outs[n], call.out_strides[n], call.value_sizes[n] = each.data_ptr(), _strides(each), each.shape[3]
     ATTENTION(query.dtype, call)
 
 
@@ -141,17 +155,21 @@ def attend_backward(
     """
     query, above, groups = by_entries(query), by_entries(above), [_by_entries(group) for group in groups]
     call = _call(query, groups, scale, logarithms=pointer(logarithms), delta=pointer(delta), above=pointer(above))
-    call.above_strides, call.of_query = Strides(*above.stride()[:3]), pointer(of_query)
+    call.above_strides, call.of_query, call.value_sizes[0] = _strides(above), pointer(of_query), above.shape[3]
     call.parts = max((len(group.of_key) for group in groups if group.of_key is not None), default=1)
     GRADIENTS(query.dtype, call)
 
 
+def _strides(tensor: Tensor) -> ctypes.Array[ctypes.c_int64]:
+    return Strides(*tensor.stride()[:3])
+
+
 def _call(query: Tensor, groups: list[Group], scale: float, **pointers: int | None) -> _Call:
-    (B, H, T, D), (_, G, _, E) = query.shape, groups[0].value.shape
+    (B, H, T, D), G = query.shape, groups[0].key.shape[1]
     return _Call(
         query=query.data_ptr(),
-        query_strides=Strides(*query.stride()[:3]),
-        **dict(zip(("samples", "heads", "kv_heads", "queries", "size", "value_size"), (B, H, G, T, D, E), strict=True)),
+        query_strides=_strides(query),
+        **dict(zip(("samples", "heads", "kv_heads", "queries", "size"), (B, H, G, T, D), strict=True)),
         scale=scale,
         bfloat16=query.dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
@@ -162,20 +180,23 @@ def _call(query: Tensor, groups: list[Group], scale: float, **pointers: int | No
 
 
 def _by_entries(group: Group) -> Group:
-    return group._replace(key=by_entries(group.key), value=by_entries(group.value))
+    more = None if group.more is None else by_entries(group.more)
+    return group._replace(key=by_entries(group.key), value=by_entries(group.value), more=more)
 
 
 def _described(group: Group) -> _Group:
     ends = [_Strided.of(end) for end in (group.low, group.high)]
     by_column, by_query = (_Strided.of(each) for each in (group.by_column, group.by_query))
     gradients = group.of_key, group.of_value
+    values = [group.value] if group.more is None else [group.value, group.more]
     return _Group(
         group.key.data_ptr(),
-        group.value.data_ptr(),
-        Strides(*group.key.stride()[:3]),
-        Strides(*group.value.stride()[:3]),
+        (Pointer * 2)(*(each.data_ptr() for each in values)),
+        _strides(group.key),
+        (Strides * 2)(*(_strides(each) for each in values)),
         *(end.pointer for end in ends),
         *(end.stride for end in ends),
+        group.key.shape[2],
         *by_column,
         *by_query,
         *(pointer(each) for each in (group.by_head, *gradients)),
@@ -208,12 +229,15 @@ def _far_off(dtype: torch.dtype, *, gradients: bool = False) -> float:
     near, far = (place.clamp(min=9) - 9, place + 1), (torch.zeros_like(place), place // 3)
     by = query[0, 0, :13, 0].contiguous()[None], place.to(dtype) / 9, query[0, :, 5, 1].contiguous()
     of_key, of_value = (torch.zeros(1, *each.shape, dtype=dtype) for each in (key, value))
+    parts = (slice(37, None), far, by), (slice(37), near, ())
     groups = [
-        Group(key[:, :, 37:], value[:, :, 37:], *far, *by, of_key[..., 37:, :], of_value[..., 37:, :]),
-        Group(key[:, :, :37], value[:, :, :37], *near, of_key=of_key[..., :37, :], of_value=of_value[..., :37, :]),
+        Group(key[:, :, part], value[:, :, part], *ends, *added)._replace(
+            of_key=of_key[..., part, :], of_value=of_value[..., part, :], more=key[:, :, part]
+        )
+        for part, ends, added in parts
     ]
-    mixed, of_query, logarithms = torch.empty_like(query), torch.empty_like(query), torch.empty_like(query[..., 0])
-    attend(query, groups, 0.7, mixed, logarithms)
+    mixed, more, of_query, logarithms = (*(torch.empty_like(query) for _ in range(3)), torch.empty_like(query[..., 0]))
+    attend(query, groups, 0.7, mixed, logarithms, more)
     operands = [each.clone().requires_grad_(gradients) for each in (query, key, value)]
     with torch.enable_grad():
         wide_key, wide_value = (each.repeat_interleave(2, 1) for each in operands[1:])
@@ -221,9 +245,10 @@ def _far_off(dtype: torch.dtype, *, gradients: bool = False) -> float:
         bias = torch.cat([torch.zeros(4, 37, 37, dtype=dtype), by_column + by_head[:, None, None] + by_query.mT], -1)
         seen = torch.cat([_inside(low, high, n) for (low, high), n in ((near, 37), (far, 13))], -1)
         scores = 0.7 * operands[0] @ wide_key.mT + bias
-        expected = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1) @ wide_value
+        weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1)
+        expected = weights @ wide_value
     if not gradients:
-        return worst([mixed], [expected])
+        return worst([mixed, more], [expected, weights @ wide_key])
     attend_backward(query, groups, 0.7, logarithms, above, (above * mixed).sum(-1), of_query)
     return worst([of_query, of_key[0], of_value[0]], torch.autograd.grad(expected, operands, above))
 

@@ -123,10 +123,10 @@ def _of_parts(
     low = torch.zeros(1, rank, dtype=torch.int32)
     logarithms = torch.empty(parts, G, rank, dtype=wide)
     reads = reads.expand(-1, G, -1, -1)
-    far = [key.new_empty(parts, G, rank, each.shape[3]) for each in (key, value)]
-    for tokens, out in zip((key, value), far, strict=True):
-        attend(query, [Group(reads, tokens, low, low + length, by_column)], 1.0, out, logarithms)
-    return far[0], far[1], logarithms
+    far_key, far_value = (key.new_empty(parts, G, rank, each.shape[3]) for each in (key, value))
+    tokens = Group(reads, key, low, low + length, by_column, more=value)
+    attend(query, [tokens], 1.0, far_key, logarithms, far_value)
+    return far_key, far_value, logarithms
 
 
 def _far_off(dtype: torch.dtype) -> float:

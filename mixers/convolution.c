@@ -36,34 +36,6 @@ static void multiply(const call *c, const complex_ *x, complex_ *y, const REAL *
     }
 }
 
-static void read_values(const call *c, complex_ *x, const REAL *values, int64_t from, int64_t channel)
-{
-    const int64_t start = least(most(from, 0), from + c->transform.length), stop = least(from + c->transform.length, c->tokens);
-    memset(x, 0, (start - from) * sizeof(complex_));
-    for (int64_t t = start; t < stop; t++) {
-        const REAL *token = values + t * c->value_strides[2];
-        x[t - from] = (complex_){read_channels(token, channel, c->value_channels),
-                                 read_channels(token, channel + WIDE, c->value_channels)};
-    }
-    const int64_t end = stop > start ? stop : start;
-    memset(x + (end - from), 0, (from + c->transform.length - end) * sizeof(complex_));
-}
-
-static void write_rows(const call *c, const complex_ *y, REAL *out, const REAL *scale, int64_t from, int64_t channel)
-{
-    const int64_t stop = least(from + c->step, c->tokens);
-    for (int64_t t = from; t < stop; t++) {
-        complex_ row = y[c->first + t - from];
-        if (scale && c->scales == 1) row.re *= scale[t], row.im *= scale[t];
-        if (scale && c->scales > 1) {
-            const vector *factor = (const vector *)(scale + t * c->scales + channel);
-            row.re *= factor[0], row.im *= factor[1];
-        }
-        write_channels(out + t * c->out_strides[2], row.re, channel, c->channels);
-        write_channels(out + t * c->out_strides[2], row.im, channel + WIDE, c->channels);
-    }
-}
-
 /* How many channels a vector holds. */
 int wide(void)
 {
@@ -93,14 +65,24 @@ int convolve(const call *c)
             const int64_t part = job % parts, block = job / parts % c->blocks, pair = job / parts / c->blocks % pairs;
             const int64_t head = job / parts / c->blocks / pairs, g = head % c->value_heads, b = head / c->value_heads;
             const int64_t channel = pair * 2 * WIDE, start = block * c->step;
-            read_values(c, x, c->values + b * c->value_strides[0] + g * c->value_strides[1], start - c->before, channel);
-            forward(&c->transform, x, 0, c->transform.length, c->transform.twiddles);
+            const source values = {c->values + b * c->value_strides[0] + g * c->value_strides[1],
+                                   c->value_strides[2], channel, c->value_channels, start - c->before, c->tokens};
+            forward(&c->transform, &values, x);
             for (int64_t n = part * each; n < least(groups, (part + 1) * each); n++) {
                 const int64_t h = g * groups + n;
                 multiply(c, x, y, c->spectrum + (c->shared ? h : h * pairs + pair) * of_spectrum);
-                backward(&c->transform, y, 0, c->transform.length, c->transform.twiddles);
-                write_rows(c, y, c->out + b * c->out_strides[0] + h * c->out_strides[1],
-                           c->scale ? c->scale + h * c->tokens * c->scales : 0, start, channel);
+                const target rows = {
+                    .at = c->out + b * c->out_strides[0] + h * c->out_strides[1] + start * c->out_strides[2],
+                    .stride = c->out_strides[2],
+                    .channel = channel,
+                    .channels = c->channels,
+                    .skipped = c->first,
+                    .rows = least(c->step, c->tokens - start),
+                    .length = c->transform.length,
+                    .scale = c->scale ? c->scale + (h * c->tokens + start) * c->scales : 0,
+                    .scales = c->scales,
+                };
+                backward(&c->transform, y, &rows);
             }
         }
         free(x);

@@ -24,13 +24,9 @@ typedef struct {
 
 static void transform_of(const call *c, const sequences *some, int64_t b, int64_t h, int64_t channel, complex_ *x)
 {
-    const REAL *rows = some->at + b * some->strides[0] + h * some->strides[1];
-    for (int64_t t = 0; t < some->rows; t++) {
-        const REAL *row = rows + t * some->strides[2];
-        x[t] = (complex_){read_channels(row, channel, c->channels), read_channels(row, channel + WIDE, c->channels)};
-    }
-    memset(x + some->rows, 0, (c->transform.length - some->rows) * sizeof(complex_));
-    forward(&c->transform, x, 0, c->transform.length, c->transform.twiddles);
+    const source rows = {some->at + b * some->strides[0] + h * some->strides[1],
+                         some->strides[2], channel, c->channels, 0, some->rows};
+    forward(&c->transform, &rows, x);
 }
 
 /* sum += left, or its conjugate, times right: of both sequences that are the real and the imaginary part of each. */
@@ -83,14 +79,17 @@ int toeplitz(const call *c)
                 }
                 add_product(c, left, right, sum, c->what == PRODUCT ? 1 : -1);
             }
-            backward(&c->transform, sum, 0, length, c->transform.twiddles);
             const sequences *result = &c->result;
-            for (int64_t t = 0; t < result->rows; t++) {
-                const complex_ row = sum[(start + t) % length];
-                REAL *to = result->at + b * result->strides[0] + head * result->strides[1] + t * result->strides[2];
-                write_channels(to, row.re, channel, c->channels);
-                write_channels(to, row.im, channel + WIDE, c->channels);
-            }
+            const target rows = {
+                .at = result->at + b * result->strides[0] + head * result->strides[1],
+                .stride = result->strides[2],
+                .channel = channel,
+                .channels = c->channels,
+                .skipped = start % length,
+                .rows = result->rows,
+                .length = length,
+            };
+            backward(&c->transform, sum, &rows);
         }
         free(left);
     }

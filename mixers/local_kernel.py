@@ -8,7 +8,7 @@ their length, every transform in cache, and coefficients are needed, and kept, f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,7 @@ class LocalKernel:
         future: the same over the offsets -1..-k, 0 for k = 0.
         itself: (H, E or 1, 1), what every query gives itself.
         normalise: whether rows are divided by their sums.
+        ends: (reach, H, E or 1) each, what the first and the last rows of a long sequence sum up to, for compiled code.
     """
 
     spectrum: Tensor | Spectrum
@@ -64,6 +65,7 @@ class LocalKernel:
     future: Tensor
     itself: Tensor
     normalise: bool
+    ends: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(
@@ -89,7 +91,11 @@ class LocalKernel:
         if not causal:
             future = F.pad(coefficients[..., :middle].flip(-1), (1, 0)).cumsum(-1)
         itself = coefficients[..., middle : middle + 1].clamp(min=torch.finfo(coefficients.dtype).tiny)
-        return cls(spectrum, length, reach, causal, past, future, itself, normalise)
+        kernel = cls(spectrum, length, reach, causal, past, future, itself, normalise)
+        if compiled_length is None or not normalise:
+            return kernel
+        first, last = (sums.permute(2, 0, 1).contiguous() for sums in kernel._sums_near_ends(slice(None)))
+        return replace(kernel, ends=(first, last))
 
     def times(self, values: Tensor, weights: Tensor | None = None, own: Tensor | None = None) -> Tensor:
         """The product, its rows divided by their sums over what keys weigh where that is asked for.
@@ -123,6 +129,11 @@ class LocalKernel:
         blocks = Blocks(self.length - before - after, before, before + after)
         out = convolve_in_c(spectrum, values.to(self.past.dtype), None, blocks)
         if not self.normalise:
+            return out
+        if weights is None and self.ends is not None and 2 * self.reach <= out.shape[2]:
+            rows = out.transpose(1, 2)
+            rows[:, : self.reach] /= self.ends[0]
+            rows[:, -self.reach :] /= self.ends[1]
             return out
         for h in range(out.shape[1]):
             g, rows = h // (out.shape[1] // values.shape[1]), out[:, h].transpose(1, 2)
@@ -159,12 +170,17 @@ class LocalKernel:
     def _divide(self, out: Tensor, head: int) -> None:
         """(B, E, T) by what each row sums up to, which is not 1 near the ends only."""
         T, tiny = out.shape[-1], torch.finfo(out.dtype).tiny
-        past, future = self.past[head], self.future[head]
         if 2 * self.reach <= T:
-            edge = self.reach
-            out[..., :edge] /= (past + future[:, -1:]).clamp(min=tiny)
-            out[..., T - edge :] /= (past[:, -1:] + future.flip(-1)).clamp(min=tiny)
+            first, last = self._sums_near_ends(head)
+            out[..., : self.reach] /= first
+            out[..., T - self.reach :] /= last
             return
+        past, future = self.past[head], self.future[head]
         index = torch.arange(T, device=out.device)
         sums = past[:, index.clamp(max=self.reach - 1)] + future[:, (T - 1 - index).clamp(max=self.reach - 1)]
         out /= sums.clamp(min=tiny)
+
+    def _sums_near_ends(self, heads: int | slice) -> tuple[Tensor, Tensor]:
+        """What the first and the last `reach` rows of a sequence sum up to that is twice as long at least."""
+        past, future, tiny = self.past[heads], self.future[heads], torch.finfo(self.past.dtype).tiny
+        return (past + future[..., -1:]).clamp(min=tiny), (past[..., -1:] + future.flip(-1)).clamp(min=tiny)

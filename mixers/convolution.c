@@ -18,21 +18,52 @@ typedef struct {
     int64_t threads;
 } call;
 
-/* All frequencies of x times those of the coefficients, into y, which may be x. */
-static void multiply(const call *c, const complex_ *x, complex_ *y, const REAL *s)
+/* How many bins come before that of a place. */
+static int64_t bins_before(const transform *c, int64_t place)
 {
+    int64_t from = 0, to = c->bins;
+    while (from < to) {
+        const int64_t middle = (from + to) / 2;
+        if (c->places[2 * middle] < place)
+            from = middle + 1;
+        else
+            to = middle;
+    }
+    return from;
+}
+
+/* The frequencies of a block of x, and their negatives, times those of the coefficients, into y, which may be x. */
+static void multiply(const call *c, const complex_ *x, complex_ *y, const REAL *s, int64_t q)
+{
+    const int64_t start = q * block_of(&c->transform), stop = start + block_of(&c->transform);
     if (c->shared) {
-        for (int64_t k = 0; k < c->transform.length; k++) y[k] = times(x[k], s[2 * k], s[2 * k + 1]);
+        for (int64_t k = start; k < stop; k++) y[k] = times(x[k], s[2 * k], s[2 * k + 1]);
         return;
     }
-    const vector *spectrum = (const vector *)s;
-    for (int64_t k = 0; k < c->transform.bins; k++, spectrum += 4) {
+    const int64_t from = bins_before(&c->transform, start), to = bins_before(&c->transform, stop);
+    const vector *spectrum = (const vector *)s + 4 * from;
+    for (int64_t k = from; k < to; k++, spectrum += 4) {
         const int32_t here = c->transform.places[2 * k], there = c->transform.places[2 * k + 1];
         const both value = separated(x[here], x[there]);
         const both mixed = {product(value.real, (complex_){spectrum[0], spectrum[1]}),
                             product(value.imaginary, (complex_){spectrum[2], spectrum[3]})};
         y[here] = joined(mixed);
         y[there] = joined_there(mixed);
+    }
+}
+
+/* What is left to do of x between the first stage and the last, into y: block by block, that they stay in cache. */
+static void convolve_blocks(const call *c, complex_ *x, complex_ *y, const REAL *spectrum, int first)
+{
+    const transform *transform = &c->transform;
+    for (int64_t q = 0; 2 * q <= transform->radices[0]; q++) {
+        const int64_t other = other_block(transform, q);
+        if (first) forward_block(transform, x, q);
+        if (first && other != q) forward_block(transform, x, other);
+        multiply(c, x, y, spectrum, q);
+        if (other != q) multiply(c, x, y, spectrum, other);
+        backward_block(transform, y, q);
+        if (other != q) backward_block(transform, y, other);
     }
 }
 
@@ -67,10 +98,10 @@ int convolve(const call *c)
             const int64_t channel = pair * 2 * WIDE, start = block * c->step;
             const source values = {c->values + b * c->value_strides[0] + g * c->value_strides[1],
                                    c->value_strides[2], channel, c->value_channels, start - c->before, c->tokens};
-            forward(&c->transform, &values, x);
+            first_stage(&c->transform, &values, x);
             for (int64_t n = part * each; n < least(groups, (part + 1) * each); n++) {
                 const int64_t h = g * groups + n;
-                multiply(c, x, y, c->spectrum + (c->shared ? h : h * pairs + pair) * of_spectrum);
+                convolve_blocks(c, x, y, c->spectrum + (c->shared ? h : h * pairs + pair) * of_spectrum, n == part * each);
                 const target rows = {
                     .at = c->out + b * c->out_strides[0] + h * c->out_strides[1] + start * c->out_strides[2],
                     .stride = c->out_strides[2],
@@ -82,7 +113,7 @@ int convolve(const call *c)
                     .scale = c->scale ? c->scale + (h * c->tokens + start) * c->scales : 0,
                     .scales = c->scales,
                 };
-                backward(&c->transform, y, &rows);
+                last_stage(&c->transform, y, &rows);
             }
         }
         free(x);

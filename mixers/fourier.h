@@ -186,20 +186,50 @@ static inline void backward_in_place(const transform *c, complex_ *x, int64_t de
     stage(x, radix, part, twiddles, 1, 0, 0);
 }
 
+/* The first stage leaves as many blocks as its radix, each to be transformed by itself. Frequencies k and -k end up in
+   blocks q and `other_block` of q. */
+static inline int64_t block_of(const transform *c)
+{
+    return c->length / c->radices[0];
+}
+
+static inline int64_t other_block(const transform *c, int64_t q)
+{
+    return q ? c->radices[0] - q : 0;
+}
+
+static inline void first_stage(const transform *c, const source *from, complex_ *x)
+{
+    stage(x, c->radices[0], block_of(c), c->twiddles, 0, from, 0);
+}
+
+static inline void forward_block(const transform *c, complex_ *x, int64_t q)
+{
+    const int64_t part = block_of(c);
+    forward_in_place(c, x + q * part, 1, part, c->twiddles + 2 * (c->radices[0] - 1) * part);
+}
+
+static inline void backward_block(const transform *c, complex_ *x, int64_t q)
+{
+    const int64_t part = block_of(c);
+    backward_in_place(c, x + q * part, 1, part, c->twiddles + 2 * (c->radices[0] - 1) * part);
+}
+
+static inline void last_stage(const transform *c, complex_ *x, const target *to)
+{
+    stage(x, c->radices[0], block_of(c), c->twiddles, 1, 0, to);
+}
+
 /* The transform of rows. */
 static inline void forward(const transform *c, const source *from, complex_ *x)
 {
-    const int64_t radix = c->radices[0], part = c->length / radix;
-    stage(x, radix, part, c->twiddles, 0, from, 0);
-    for (int64_t q = 0; q < radix; q++)
-        forward_in_place(c, x + q * part, 1, part, c->twiddles + 2 * (radix - 1) * part);
+    first_stage(c, from, x);
+    for (int64_t q = 0; q < c->radices[0]; q++) forward_block(c, x, q);
 }
 
 /* The inverse, times the length, into rows. */
 static inline void backward(const transform *c, complex_ *x, const target *to)
 {
-    const int64_t radix = c->radices[0], part = c->length / radix;
-    for (int64_t q = 0; q < radix; q++)
-        backward_in_place(c, x + q * part, 1, part, c->twiddles + 2 * (radix - 1) * part);
-    stage(x, radix, part, c->twiddles, 1, 0, to);
+    for (int64_t q = 0; q < c->radices[0]; q++) backward_block(c, x, q);
+    last_stage(c, x, to);
 }

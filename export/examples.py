@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from remixer.rewrite.agreement import NotRunError, run
 from remixer.rewrite.elsewhere import Sizes, example_at, is_mask, sizes_of_example
-from remixer.rewrite.inputs import Call
+from remixer.rewrite.inputs import Call, tensors_in
 from remixer.rewrite.program import Program, bytes_at
 
 EXPORT_LENGTH = 300  # long enough to have two blocks of everything, and for nothing to look like a constant
@@ -62,17 +62,15 @@ def trials(program: Program) -> Iterator[Trial]:
         if tuple(sizes.values()) in seen:
             continue
         seen.add(tuple(sizes.values()))
-        call = example_at(program, sizes, hidden=False)
-        masks = [leaf for leaf in pytree.tree_leaves(call) if is_mask(leaf)]
-        shape = ", ".join(str(tuple(leaf.shape)) for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor))
-        if not masks:
-            yield Trial(call, None, f"inputs {shape}")
-            continue
         for side in ("whole", "right", "left"):
-            padded = pytree.tree_map(lambda leaf, side=side: _padded(leaf, side) if is_mask(leaf) else leaf, call)
-            first = next(leaf for leaf in pytree.tree_leaves(padded) if is_mask(leaf))
-            exist = first.bool() if first.dim() == 2 else None
-            yield Trial(padded, exist, f"inputs {shape}" + ("" if side == "whole" else f", padded on the {side}"))
+            call = example_at(program, sizes, functools.partial(_padded, side=side))
+            tensors = tensors_in(call)
+            masks = [each for each in tensors if is_mask(each)]
+            exist = masks[0].bool() if masks and masks[0].dim() == 2 else None
+            name = "inputs " + ", ".join(str(tuple(each.shape)) for each in tensors)
+            yield Trial(call, exist, name if side == "whole" else f"{name}, padded on the {side}")
+            if not masks:
+                break
 
 
 def _affordable(program: Program, batch: int, length: int | None) -> Sizes:

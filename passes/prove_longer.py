@@ -12,8 +12,7 @@ from torch.utils import _pytree as pytree
 from remixer.passes.errors import ExtendError
 from remixer.passes.table_ends import End
 from remixer.rewrite.agreement import NotRunError, difference, run
-from remixer.rewrite.elsewhere import example_at, is_mask, sizes_of_example
-from remixer.rewrite.inputs import Call
+from remixer.rewrite.elsewhere import example_at, sizes_of_example
 from remixer.rewrite.program import Program, shape_of
 
 _SHORT = 256  # a length at which both are run; the tables' first rows are the same by construction
@@ -38,7 +37,7 @@ def prove_longer(before: Program, after: Program, ends: list[End], max_length: i
     own = sizes_of_example(before)
     if same and ends:
         short = min(_SHORT, *(end.reach for end in ends))
-        call = padded(example_at(before, _sizes(own, ends, short), hidden=False))
+        call = example_at(before, _sizes(own, ends, short), _padded)
         try:
             told = difference(before.graph_module, after.graph_module, call)
         except NotRunError:
@@ -48,7 +47,7 @@ def prove_longer(before: Program, after: Program, ends: list[End], max_length: i
     for length in sorted({min(max_length, end.reach + _BEYOND) for end in ends}):
         sizes = _sizes(own, [end for end in ends if end.reach < length], length)
         try:
-            outputs = run(after.graph_module, padded(example_at(after, sizes, hidden=False)))
+            outputs = run(after.graph_module, example_at(after, sizes, _padded))
         except NotRunError as error:
             raise ExtendError(
                 f"can't extend to {max_length:,}: at {length:,} the extended graph raises {error}. Something in it "
@@ -62,18 +61,13 @@ def _sizes(own: Mapping[sympy.Symbol, int], ends: list[End], length: int) -> dic
     return {**own, **{symbol: length for end in ends for symbol in end.symbols}}
 
 
-def padded(call: Call) -> Call:
-    """A call in whose masks the last quarter of the last row is padding, and nothing else."""
-
-    def fill(leaf: object) -> object:
-        if not is_mask(leaf) or not isinstance(leaf, Tensor) or leaf.dim() != 2:
-            return leaf
-        mask = torch.ones_like(leaf)
-        mask[-1, leaf.shape[1] - leaf.shape[1] // 4 :] = 0
-        return mask
-
-    filled: Call = pytree.tree_map(fill, call)
-    return filled
+def _padded(own: Tensor) -> Tensor:
+    """In place of a mask (B, T) one by which the last quarter of the last row is padding, and nothing else."""
+    if own.dim() != 2:
+        return own
+    mask = torch.ones_like(own)
+    mask[-1, own.shape[1] - own.shape[1] // 4 :] = 0
+    return mask
 
 
 def _check_shapes(program: Program, outputs: object, sizes: Mapping[sympy.Symbol, int], length: int) -> None:

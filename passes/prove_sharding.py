@@ -188,16 +188,13 @@ def _example(program: Program, tokens: int, *, padded: bool) -> Call:
     for place, symbol in enumerate(sorted(sizes.keys() - program.batch, key=str)):
         sizes[symbol] = tokens + 3 * place  # no length like another
 
-    def masked(leaf: Any) -> Any:
-        if not is_mask(leaf):
-            return leaf
-        leaf = torch.ones_like(leaf)
+    def mask(own: Tensor) -> Tensor:
+        made = torch.ones_like(own)
         if padded:
-            leaf[0, ..., : tokens // 3] = 0
-        return leaf
+            made[0, ..., : tokens // 3] = 0
+        return made
 
-    call: Call = pytree.tree_map(masked, example_at(program, sizes, hidden=False))
-    return call
+    return example_at(program, sizes, mask)
 
 
 def _counts(program: Program, call: Call) -> dict[sympy.Expr, int]:

@@ -15,7 +15,7 @@ from remixer.passes.shard_sequence import ShardSequence
 from remixer.passes.split_stages import Stage
 from remixer.passes.stage_loads import sizes_for
 from remixer.rewrite.agreement import NotRunError, run
-from remixer.rewrite.elsewhere import example_at, is_mask
+from remixer.rewrite.elsewhere import example_at
 from remixer.rewrite.inputs import Call, tensors_in
 from remixer.rewrite.modules import weights
 from remixer.rewrite.program import Program, shape_of
@@ -93,16 +93,13 @@ def independent_rows(program: Program) -> tuple[str, ...]:
 def padded_example(program: Program, rows: int, tokens: int) -> Call:
     """A program's example at a size, each row padded in front by another number of tokens; one remains at least."""
 
-    def padded(leaf: Any) -> Any:
-        if not is_mask(leaf):
-            return leaf
-        leaf = torch.ones_like(leaf)
-        for row in range(leaf.shape[0]):
-            leaf[row, ..., : (row * leaf.shape[-1]) // (leaf.shape[0] + 1)] = 0
-        return leaf
+    def mask(own: Tensor) -> Tensor:
+        made = torch.ones_like(own)
+        for row in range(made.shape[0]):
+            made[row, ..., : (row * made.shape[-1]) // (made.shape[0] + 1)] = 0
+        return made
 
-    call: Call = pytree.tree_map(padded, example_at(program, sizes_for(program, rows, tokens), hidden=False))
-    return call
+    return example_at(program, sizes_for(program, rows, tokens), mask)
 
 
 def run_stages(stages: Sequence[Stage], call: Call) -> Any:

@@ -68,17 +68,13 @@ def sequence(streaming: Streaming, batch: int, tokens: int, *, padded: bool = Fa
     program = streaming.program
     sizes = {symbol: batch if symbol in program.batch else tokens for symbol in sizes_of_example(program)}
 
-    def masked(leaf: Any) -> Any:
-        if not is_mask(leaf):
-            return leaf
-        leaf = torch.ones_like(leaf)
-        if padded:
-            for row in range(len(leaf) - 1):
-                leaf[row, ..., : tokens // (3 + row)] = 0
-        return leaf
+    def mask(own: Tensor) -> Tensor:
+        made = torch.ones_like(own)
+        for row in range(len(made) - 1 if padded else 0):
+            made[row, ..., : tokens // (3 + row)] = 0
+        return made
 
-    with_all: tuple[Any, Any] = pytree.tree_map(masked, example_at(program, sizes, hidden=False))
-    return with_all
+    return example_at(program, sizes, mask)
 
 
 def existing(streaming: Streaming, call: tuple[Any, Any]) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import sympy
@@ -88,20 +88,23 @@ def sizes_of_example(program: Program) -> Sizes:
     return sizes
 
 
-def example_at(program: Program, sizes: Sizes, *, hidden: bool = True) -> Call:
+def example_at(program: Program, sizes: Sizes, mask: Callable[[Tensor], Tensor] | None = None) -> Call:
     """A program's example at other sizes, its rows and tokens repeated or cut off.
 
     Args:
         program: the capture.
         sizes: a value for each symbol.
-        hidden: also the tokens that the example's mask hides in some row. Whoever puts another mask in place of it
-            may not want them: what stands there, such as a vector of zeros, is nothing that a model is used to see.
+        mask: given each mask of zeros and ones, makes what stands in place of it. Tokens that the example's own mask
+            hides in some row are then left out, since the new one may show them: what stands there, such as a vector
+            of zeros, is nothing that a model is used to see.
     """
     _, structure = pytree.tree_flatten(_example(program))
     inputs = _with_shapes(program)
-    if not hidden:
+    if mask is not None:
         inputs = _without_hidden(inputs)
     fitted = [_fitted(leaf, shape, sizes) for leaf, shape in inputs]
+    if mask is not None:
+        fitted = [mask(leaf) if is_mask(leaf) else leaf for leaf in fitted]
     call: Call = pytree.tree_unflatten(fitted, structure)
     return call
 

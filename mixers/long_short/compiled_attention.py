@@ -117,9 +117,11 @@ def attend(
 
     Raises:
         MemoryError: there is none left.
-        ValueError: entries of out don't lie next to each other.
+        ValueError: entries of out or more don't lie next to each other, or a group has none of what `more` is for.
     """
     outs = [out] if more is None else [out, more]
+    if more is not None and any(group.more is None for group in groups):
+        raise ValueError("there is a place for more values, and a group has none")
     for each in outs:
         if each.stride(-1) != 1 and each.shape[-1] > 1:
             raise ValueError(f"the entries of out must lie next to each other, got strides {each.stride()}")

@@ -175,6 +175,20 @@ def test_strides_of_all_kinds():
         attend(query[:, :, ::2, :3], [Group(key[:, :, ::2, 3:], value[:, :, 1::2, ::2], *ends)], 1.0, out)
 
 
+def test_two_kinds_of_values():
+    query, key = torch.randn(2, 4, 37, 5, dtype=torch.float64), torch.randn(2, 2, 37, 5, dtype=torch.float64)
+    value, more = torch.randn(2, 2, 37, 9, dtype=torch.float64), torch.randn(2, 2, 37, 3, dtype=torch.float64)
+    place = torch.arange(37, dtype=torch.int32)[None]
+    group = Group(key, value, torch.zeros_like(place), place + 1)
+    outs = torch.empty(2, 4, 37, 9, dtype=torch.float64), torch.empty(2, 4, 37, 3, dtype=torch.float64)
+    attend(query, [group._replace(more=more)], 1.0, outs[0], more=outs[1])
+    for out, values in zip(outs, (value, more), strict=True):
+        wide = (each.repeat_interleave(2, 1) for each in (key, values))
+        assert_close(out, torch.nn.functional.scaled_dot_product_attention(query, *wide, is_causal=True, scale=1.0))
+    with pytest.raises(ValueError, match="a group has none"):
+        attend(query, [group._replace(more=more), group], 1.0, outs[0], more=outs[1])
+
+
 def test_what_it_does_not_take():
     mixer = mixer_of(LongShort(window=8, sinks=0))
     query, key, value = operands(mixer, 20)

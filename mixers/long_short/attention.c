@@ -79,8 +79,7 @@ static void read_queries(const call *c, work *w, const tile *tile, int64_t b)
         for (int64_t d = 0; c->bfloat16 && d < c->size; d++)
             w->rows[l * c->size + d] = widened(((const uint16_t *)c->query)[start + d]);
     }
-    to_lanes(rows, c->size, w->query);
-    for (int64_t at = 0; at < LANES * c->size; at++) w->query[at] *= (REAL)c->scale * IN_BASE_2;
+    to_lanes(rows, c->size, (REAL)c->scale * IN_BASE_2, w->query);
 }
 
 static void write_logarithms(const call *c, const work *w, const tile *tile, int64_t b)
@@ -146,17 +145,17 @@ int attend(const call *c)
     const int64_t rows = c->queries * (c->heads / c->kv_heads), tiles = (rows + LANES - 1) / LANES;
     const int64_t jobs = c->samples * c->kv_heads * tiles, chunk = least(8, 1 + jobs / (8 * c->threads));
     const int64_t all_values = c->value_sizes[0] + c->value_sizes[1];
-    const int64_t widened = c->bfloat16 ? most(c->size, most(c->value_sizes[0], c->value_sizes[1])) : 0;
+    const int64_t room = c->bfloat16 ? most(c->size, most(c->value_sizes[0], c->value_sizes[1])) : 0;
     int failed = 0;
 #pragma omp parallel num_threads(c->threads)
     {
-        int64_t numbers = LANES * (c->size + all_values + COLUMNS) + (LANES + COLUMNS) * widened;
+        int64_t numbers = LANES * (c->size + all_values + COLUMNS) + (LANES + COLUMNS) * room;
         work w;
         w.query = aligned_alloc(64, (numbers * sizeof(REAL) + 63) / 64 * 64);
         w.mixed = w.query + LANES * c->size;
         w.scores = w.mixed + LANES * all_values;
         w.rows = w.scores + LANES * COLUMNS;
-        w.columns = w.rows + LANES * widened;
+        w.columns = w.rows + LANES * room;
         if (!w.query) {
 #pragma omp atomic write
             failed = 1;

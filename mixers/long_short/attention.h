@@ -125,8 +125,8 @@ static inline void multiply(lanes *out, int64_t rows, const REAL *left, int64_t 
     STEP(1)
 }
 
-/* Rows of some length as the lanes of columns: (LANES, size) to (size, LANES). */
-static inline void to_lanes(const REAL *const rows[LANES], int64_t size, REAL *columns)
+/* Rows of some length, times a factor, as the lanes of columns: (LANES, size) to (size, LANES). */
+static inline void to_lanes(const REAL *const rows[LANES], int64_t size, REAL factor, REAL *columns)
 {
     for (int64_t l = 0; l < LANES; l += 4) {
         int64_t d = 0;
@@ -134,10 +134,10 @@ static inline void to_lanes(const REAL *const rows[LANES], int64_t size, REAL *c
             quad block[4];
             for (int i = 0; i < 4; i++) block[i] = *(const quad *)(rows[l + i] + d);
             transpose(block);
-            for (int i = 0; i < 4; i++) *(quad *)(columns + (d + i) * LANES + l) = block[i];
+            for (int i = 0; i < 4; i++) *(quad *)(columns + (d + i) * LANES + l) = block[i] * factor;
         }
         for (; d < size; d++)
-            for (int i = 0; i < 4; i++) columns[d * LANES + l + i] = rows[l + i][d];
+            for (int i = 0; i < 4; i++) columns[d * LANES + l + i] = rows[l + i][d] * factor;
     }
 }
 

@@ -44,9 +44,8 @@ static void read_tile(const call *c, work *w, const tile *tile, int64_t b)
         ((REAL *)&w->logarithms)[l] = c->logarithms[row] == -INFINITY ? INFINITY : c->logarithms[row] * IN_BASE_2;
         ((REAL *)&w->delta)[l] = c->delta[row];
     }
-    to_lanes(queries, c->size, w->query);
-    for (int64_t at = 0; at < LANES * c->size; at++) w->query[at] *= (REAL)c->scale * IN_BASE_2;
-    to_lanes(aboves, c->value_sizes[0], w->above);
+    to_lanes(queries, c->size, (REAL)c->scale * IN_BASE_2, w->query);
+    to_lanes(aboves, c->value_sizes[0], 1, w->above);
 }
 
 /* to[j] += sum over lanes l of weights[j, l] * rows[l], for vectors of some size. */
@@ -71,8 +70,8 @@ static void differentiate(const call *c, const group *group, const tile *tile, w
     const int64_t *oks = group->of_key_strides, *ovs = group->of_value_strides;
     for (int64_t from = sight.start; from < sight.stop; from += COLUMNS) {
         const int64_t count = least(COLUMNS, sight.stop - from);
-        const REAL *key = (const REAL *)group->key + b * ks[0] + g * ks[1] + from * ks[2];
-        const REAL *value = (const REAL *)group->values[0] + b * vs[0] + g * vs[1] + from * vs[2];
+        const REAL *key = (const REAL *)group->key + place(ks, b, g, from);
+        const REAL *value = (const REAL *)group->values[0] + place(vs, b, g, from);
         multiply(scores, count, key, ks[2], 1, (const lanes *)w->query, c->size, 0);
         adjust(group, &sight, b, from, count, scores, none);
         multiply(of_scores, count, value, vs[2], 1, (const lanes *)w->above, c->value_sizes[0], 0);

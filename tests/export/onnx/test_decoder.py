@@ -6,7 +6,6 @@ import math
 import weakref
 
 import onnx
-import onnx_ir
 import pytest
 import torch
 from torch import nn
@@ -17,10 +16,7 @@ from remixer import LongShort, Toeplitz
 from remixer.export import ExportError, OnnxDecoder, OnnxMismatchError, ProviderError, to_onnx_decoder
 from remixer.export.onnx import decoder_exporting, runtime
 from remixer.export.onnx.decoder import Graph
-from remixer.export.onnx.decoder_exporting import PREFILL, STEP
 from remixer.export.onnx.decoder_shapes import DecoderShapes
-from remixer.export.onnx.device_scalars import scalars_on_device
-from remixer.export.onnx.exporting import checked
 from remixer.export.onnx.shared_weights import SMALLEST
 from remixer.passes.stream import stream
 from remixer.rewrite.program import Program
@@ -218,13 +214,13 @@ def test_weights_in_eight_bits(rewritten, tmp_path):
     assert decoder.generate(torch.randint(0, 40, (2, 9)), 5).shape == (2, 14)
 
 
-@pytest.mark.parametrize("name", list(MIXERS)[:QUICK])
-def test_graphs_for_cuda_run_there_as_a_whole(written, name):
-    _, folder, _ = written(name)
-    for file in (PREFILL, STEP):
-        graph = onnx_ir.load(folder / file)
-        scalars_on_device(graph)
-        assert checked(graph).problems == []
+@pytest.mark.parametrize("name", ["long_short", pytest.param("toeplitz", marks=pytest.mark.slow)])
+def test_graphs_for_cuda_run_there_as_a_whole(rewritten, monkeypatch, tmp_path, name):
+    monkeypatch.setattr(decoder_exporting, "check_install", lambda provider: None)
+    monkeypatch.setitem(runtime.PROVIDERS, "cuda", "CPUExecutionProvider")
+    monkeypatch.setitem(runtime._OPTIONS, "cuda", {})
+    manifest = to_onnx_decoder(rewritten(name), tmp_path / "decoder", length=60, provider="cuda")
+    assert [each["problems"] for each in manifest.cuda] == [[], []]
 
 
 def test_a_wrong_step_is_noticed_and_leaves_nothing(rewritten, monkeypatch, tmp_path):

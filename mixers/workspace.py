@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
-import sys
 import threading
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-LARGE = 2**22  # bytes
-HUGE_PAGE = 2**21
-MADV_HUGEPAGE = 14  # in sys/mman.h of Linux
+from remixer.mixers.memory_pool import empty
 
 
 class Workspace(threading.local):
@@ -68,32 +62,7 @@ def empty_like_tokens(like: Tensor, heads: int, size: int) -> Tensor:
 
     So a model that puts the heads of a token side by side copies nothing.
     """
-    made = like.new_empty(like.shape[0], like.shape[2], heads, size)
-    return in_huge_pages(made).transpose(1, 2)
-
-
-def in_huge_pages(fresh: Tensor) -> Tensor:
-    """Ask Linux for pages of 2 MiB under a large tensor that nobody has touched: a quarter of the time to do so first.
-
-    glibc takes new memory for each block beyond 32 MiB, and every page of it costs an interrupt.
-    """
-    madvise = _madvise()
-    size = fresh.numel() * fresh.element_size()
-    if madvise is not None and size >= LARGE:
-        first, last = -(-fresh.data_ptr() // HUGE_PAGE), (fresh.data_ptr() + size) // HUGE_PAGE
-        start, stop = first * HUGE_PAGE, last * HUGE_PAGE
-        madvise(start, stop - start, MADV_HUGEPAGE)  # a wish: what it returns is no matter
-    return fresh
-
-
-@functools.cache
-def _madvise() -> Callable[[int, int, int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    found = ctypes.CDLL(None).madvise
-    found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    made: Callable[[int, int, int], int] = found
-    return made
+    return empty((like.shape[0], like.shape[2], heads, size), like.dtype).transpose(1, 2)
 
 
 keep_freed_memory()

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from remixer.mixers.eager import plain_inference
+from remixer.mixers.memory_pool import empty, pooled_memory
 from remixer.pickled import PickledGraph
 from remixer.rewrite.devices import move_constants
 from remixer.rewrite.dropout import Dropout
@@ -73,7 +74,10 @@ class Remixed(fx.GraphModule):
                 if isinstance(value, torch.Tensor) and value.dim() > one.dim and value.shape[one.dim] != one.size:
                     raise ValueError(f"got {value.shape[one.dim]} in dim {one.dim} of {one.input}. {one}")
         in_parts = self._in_parts(*args, *kwargs.values())
-        return super().__call__(*args, **kwargs) if in_parts is None else in_parts(self, *args, **kwargs)
+        if in_parts is None:
+            return super().__call__(*args, **kwargs)
+        with pooled_memory():
+            return in_parts(self, *args, **kwargs)
 
     def recompile(self) -> fx.graph.PythonCode:
         """See torch.fx.GraphModule.recompile."""
@@ -92,7 +96,7 @@ class Remixed(fx.GraphModule):
         if dropping or self._forward_hooks or self._forward_pre_hooks:
             return None
         if "_by_parts" not in self.__dict__:
-            self._by_parts = by_parts(self)
+            self._by_parts = by_parts(self, empty)
         return self._by_parts
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 import remixer
 from remixer import remixed as remixed_module
+from remixer.mixers import memory_pool
 from remixer.rewrite import token_wise
 from remixer.rewrite.capture import capture
 from remixer.rewrite.token_wise import by_parts, runs
@@ -63,7 +64,8 @@ def test_one_run_reaches_from_one_mixer_to_the_next():
     for node in without.find_nodes(op="call_module"):
         node.replace_all_uses_with(node.args[0])
         without.erase_node(node)
-    (run,) = runs(without)
+    *alone, run = sorted(runs(without), key=len)
+    assert [[node.target for node in each] for each in alone] == [[torch.ops.aten.linear.default]] * 2, "query and key"
     assert len(run) == 11, "two norms, four linear layers, two residuals, silu, a product, a quotient"
     assert "rms_norm" in str(run[-1].target), "two read what it gives"
 
@@ -141,6 +143,70 @@ def test_a_weight_that_is_also_added_stays_whole(small_parts):
     torch.testing.assert_close(by_parts(module)(module, given), module(given))
 
 
+@pytest.mark.parametrize("shape", [(1, 61), (2, 61), (3, 1)])
+def test_embeddings_are_looked_up_in_parts(shape, small_parts):
+    class Embeddings(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.places, self.norm = nn.Embedding(50, 16), nn.Embedding(64, 16), nn.LayerNorm(16)
+
+        def forward(self, ids):
+            return self.norm(self.words(ids) + self.places(torch.arange(ids.shape[1], device=ids.device)))
+
+    def ids(*shape):
+        return torch.randint(50, shape)
+
+    module = capture(Embeddings().eval(), (ids(2, 9),)).graph_module
+    made = []
+
+    def empty(shape, dtype):
+        made.append(shape)
+        return torch.empty(shape, dtype=dtype)
+
+    given = ids(*shape)
+    torch.testing.assert_close(by_parts(module, empty)(module, given), module(given))
+    assert made == ([] if shape[1] == 1 else [(*shape, 16)]), "one tensor has them all, and nothing else does"
+
+
+def test_a_table_that_is_also_added_stays_whole(small_parts):
+    module = captured(
+        lambda self, ids: torch.relu(F.embedding(ids, self.weight) + self.weight), torch.randint(16, (16,))
+    )
+    assert len(runs(module.graph)[0]) == 3
+    given = torch.randint(16, (16,))
+    torch.testing.assert_close(by_parts(module)(module, given), module(given))
+
+
+@pytest.mark.parametrize("end", ["linear", "linear without bias", "sum", "sum with a number", "difference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 61), (2, 61)])
+def test_what_ends_a_run_is_written_where_it_belongs(end, dtype, shape, small_parts):
+    def function(self, a):
+        return {
+            "linear": lambda: F.linear(torch.tanh(a), self.weight, self.weight[0]),
+            "linear without bias": lambda: F.linear(torch.tanh(a), self.weight),
+            "sum": lambda: torch.add(torch.tanh(a), self.weight[0], alpha=3),
+            "sum with a number": lambda: torch.tanh(a) + 1.5,
+            "difference": lambda: torch.tanh(a) - a,
+        }[end]()
+
+    module = captured(function, x(2, 9, 16)).to(dtype)
+    given = x(*shape, 16).to(dtype)
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    with torch.no_grad():
+        torch.testing.assert_close(by_parts(module)(module, given), module(given), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(1, 61), (2, 61)])
+def test_autocast_counts_in_parts(shape, small_parts):
+    module = captured(lambda self, a: F.linear(torch.tanh(a), self.weight), x(2, 9, 16))
+    given = x(*shape, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        made, wanted = by_parts(module)(module, given), module(given)
+    assert made.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(made, wanted, rtol=2e-2, atol=2e-2)
+
+
 def encoder():
     return nn.TransformerEncoder(
         nn.TransformerEncoderLayer(16, 4, 64, batch_first=True, dropout=0.1), 2, enable_nested_tensor=False
@@ -155,6 +221,44 @@ def test_a_rewritten_model_goes_over_long_inputs_in_parts(small_parts, monkeypat
         assert small._by_parts is not None
         monkeypatch.setattr(remixed_module, "LONG", 10**9)
         torch.testing.assert_close(by_halves, small(given))
+
+
+def test_what_a_model_gave_stays_when_it_runs_again(small_parts, monkeypatch):
+    monkeypatch.setattr(memory_pool, "LARGE", 0)
+    small = remixer.remix(encoder(), "long_short", x(2, 30, 16))
+    long, other = x(1, 61, 16), x(1, 61, 16)
+    with torch.no_grad():
+        first = small(long)
+        kept = first.clone()
+        second = small(other)
+        torch.testing.assert_close(first, kept, rtol=0, atol=0)
+        monkeypatch.setattr(remixed_module, "LONG", 10**9)
+        torch.testing.assert_close(first, small(long))
+        torch.testing.assert_close(second, small(other))
+
+
+def test_each_output_has_memory_of_its_own(small_parts, monkeypatch):
+    class All(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = encoder().layers
+
+        def forward(self, given):
+            states = [given]
+            for layer in self.layers:
+                states.append(layer(states[-1]))
+            return states
+
+    monkeypatch.setattr(memory_pool, "LARGE", 0)
+    for inference in (torch.no_grad, torch.inference_mode):
+        small = remixer.remix(All().eval(), "toeplitz", x(2, 30, 16))
+        given = x(2, 61, 16)
+        with inference():
+            in_parts = small(given)
+            assert small._by_parts is not None
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(remixed_module, "LONG", 10**9)
+                torch.testing.assert_close(in_parts, small(given))
 
 
 def test_weights_loaded_later_count(small_parts):

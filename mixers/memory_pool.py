@@ -1,0 +1,110 @@
+"""Memory of large tensors that goes from one to the next within a run of a model.
+
+The C library gives the memory of a large tensor back to the system with the tensor, and to touch a page of fresh memory
+costs an interrupt. Of a model that goes over a million tokens, each layer makes some tensors of gigabytes: a fourth of
+its time went there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import math
+import mmap
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+LARGE = 2**25  # bytes, the most that the C library keeps
+HUGE_PAGE = 2**21
+WORTH_HUGE_PAGES = 2**22
+MADV_HUGEPAGE = 14  # in sys/mman.h of Linux
+
+
+class MemoryPool:
+    """Memory of tensors that nobody holds any more, for those that come later."""
+
+    def __init__(self) -> None:
+        self.free: list[mmap.mmap] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised CPU tensor, whose memory comes back when no tensor is left in it."""
+        entries = math.prod(shape)
+        size = entries * dtype.itemsize
+        memory = self._taken(size) or _fresh(size)
+        loan = (ctypes.c_byte * size).from_buffer(memory)  # the tensor's storage holds it, which all its views hold
+        weakref.finalize(loan, self.free.append, memory).atexit = False
+        return torch.frombuffer(loan, dtype=dtype, count=entries).view(shape)
+
+    def _taken(self, size: int) -> mmap.mmap | None:
+        """The smallest of the free memories that this fits into, but for those that are more than twice as large."""
+        best = min((each for each in self.free if size <= len(each) <= 2 * size), key=len, default=None)
+        if best is not None:
+            self.free.remove(best)
+        return best
+
+
+def _fresh(size: int) -> mmap.mmap:
+    """Memory that nobody has touched, of this process alone."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+class _Current(threading.local):
+    pool: MemoryPool | None = None
+
+
+_current = _Current()
+
+
+@contextlib.contextmanager
+def pooled_memory() -> Iterator[MemoryPool]:
+    """What `empty` gives in this thread comes from one pool, which ends with the outermost of these contexts.
+
+    Tensors that are left by then keep their memory.
+    """
+    before = _current.pool
+    _current.pool = before or MemoryPool()
+    try:
+        yield _current.pool
+    finally:
+        _current.pool = before
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised CPU tensor; a large one is of the pool, if there is one."""
+    pool = _current.pool
+    if pool is None or math.prod(shape) * dtype.itemsize < LARGE:
+        return in_huge_pages(torch.empty(shape, dtype=dtype, device="cpu"))
+    return pool.empty(shape, dtype)
+
+
+def in_huge_pages(fresh: Tensor) -> Tensor:
+    """Ask Linux for pages of 2 MiB under a large tensor that nobody has touched.
+
+    Where memory was used before, the first touch takes less than half of the time; in a virtual machine that has to get
+    it from its host, three times as long, which is why a pool, that touches memory once, has small pages.
+    """
+    madvise = _madvise()
+    size = fresh.numel() * fresh.element_size()
+    if madvise is not None and size >= WORTH_HUGE_PAGES:
+        first, last = -(-fresh.data_ptr() // HUGE_PAGE), (fresh.data_ptr() + size) // HUGE_PAGE
+        start, stop = first * HUGE_PAGE, last * HUGE_PAGE
+        madvise(start, stop - start, MADV_HUGEPAGE)  # a wish: what it returns is no matter
+    return fresh
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    found = ctypes.CDLL(None).madvise
+    found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    made: Callable[[int, int, int], int] = found
+    return made

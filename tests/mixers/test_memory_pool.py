@@ -1,0 +1,94 @@
+"""Memory that goes from one large tensor to the next."""
+
+import threading
+
+import pytest
+import torch
+
+from remixer.mixers import memory_pool
+from remixer.mixers.memory_pool import LARGE, MemoryPool, empty, pooled_memory
+
+PAGE = 2**20
+
+
+def test_memory_comes_back_with_the_last_view():
+    pool = MemoryPool()
+    first = pool.empty((4, PAGE), torch.float32)
+    where = first.data_ptr()
+    view = first.view(2, 2, PAGE)[1, :, 3:]
+    del first
+    assert pool.free == []
+    other = pool.empty((4, PAGE), torch.float32)
+    assert other.data_ptr() != where
+    view.fill_(7.0)
+    other.fill_(1.0)
+    assert (view == 7.0).all()
+    del view
+    assert len(pool.free) == 1
+    assert pool.empty((2, 4 * PAGE), torch.bfloat16).data_ptr() == where
+
+
+@pytest.mark.parametrize(("size", "fits"), [(8, True), (5, True), (4, True), (3, False), (9, False)])
+def test_memory_serves_what_is_nearly_as_large(size, fits):
+    pool = MemoryPool()
+    pool.empty((8, PAGE), torch.uint8).fill_(1)
+    tensor = pool.empty((size, PAGE), torch.uint8)
+    assert len(pool.free) == (0 if fits else 1)
+    assert tensor.untyped_storage().nbytes() == size * PAGE
+    del tensor
+    assert len(pool.free) == (1 if fits else 2)
+
+
+def test_the_smallest_that_fits_is_taken():
+    pool = MemoryPool()
+    held = [pool.empty((size, PAGE), torch.uint8) for size in (9, 6, 7)]
+    held.clear()
+    tensor = pool.empty((5, PAGE), torch.uint8)
+    assert sorted(len(each) // PAGE for each in pool.free) == [7, 9]
+    assert tensor.shape == (5, PAGE)
+
+
+def test_only_large_tensors_are_of_the_pool_and_only_inside():
+    rows = LARGE // 4
+    with pooled_memory() as pool:
+        with pooled_memory() as same:
+            assert same is pool
+            large = empty((rows,), torch.float32)
+        large.fill_(3.0)
+        del large
+        assert len(pool.free) == 1
+        again = empty((rows,), torch.float32)
+        assert pool.free == []
+        small = empty((rows - 1,), torch.float32)
+        del small
+        assert pool.free == []
+    outside = empty((rows,), torch.float32)
+    del outside
+    assert pool.free == []
+    again.fill_(5.0)
+    del pool, same
+    assert (again == 5.0).all(), "what is left keeps its memory"
+
+
+def test_an_error_ends_the_pool():
+    with pytest.raises(ZeroDivisionError), pooled_memory():
+        1 / 0  # noqa: B018
+    assert memory_pool._current.pool is None
+
+
+def test_threads_have_pools_of_their_own():
+    seen = []
+    with pooled_memory():
+        thread = threading.Thread(target=lambda: seen.append(memory_pool._current.pool))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+
+
+def test_tensors_of_inference_mode_can_be_written_to_in_it():
+    pool = MemoryPool()
+    with torch.inference_mode():
+        tensor = pool.empty((3, 5), torch.float64)
+        tensor.fill_(2.0)
+        assert tensor.is_inference()
+    assert not pool.empty((3, 5), torch.float64).is_inference()

@@ -24,20 +24,40 @@ ENTRIES_AT_ONCE = 2**21
 LONGEST_TRANSFORM, READING = 2**16, 8
 
 
-def length_of_blocks(tokens: int, reach: int, causal: bool) -> int:
-    """The length of compiled transforms by which so many tokens cost least, in blocks that overlap by the reach.
+def cost_in_c(tokens: int, length: int, rows: int) -> float:
+    """What compiled transforms of a length cost, that make so many rows each, in stages of radix 2 of one number."""
+    return -(-tokens // rows) * length * (math.log2(length) + READING)
 
-    Up to LONGEST_TRANSFORM, beyond which they outgrow the caches, or the least that makes more rows than it loses.
+
+def length_of_blocks(tokens: int, reach: int, causal: bool) -> int:
+    """The length of compiled transforms by which so many tokens cost least, see `blocks_of`.
+
+    Up to LONGEST_TRANSFORM, beyond which they outgrow the caches, or the least that makes more rows than it loses. One
+    that makes all rows may lose more.
     """
     beside = (reach - 1) * (1 if causal else 2)
-    length = length_in_c(2 * beside + 2)
-    best, least = length, math.inf
-    while length <= max(best, LONGEST_TRANSFORM):
-        cost = -(-tokens // (length - beside)) * length * (math.log2(length) + READING)
-        if cost < least:
-            best, least = length, cost
-        length = length_in_c(length + 1)
-    return best
+    lengths = [length_in_c(2 * beside + 2)]
+    while lengths[-1] < LONGEST_TRANSFORM:
+        lengths.append(length_in_c(lengths[-1] + 1))
+    whole = length_in_c(tokens + reach - 1)
+    if whole < lengths[-1]:
+        lengths.append(whole)
+    return min(lengths, key=lambda each: cost_in_c(tokens, each, blocks_of(each, tokens, reach, causal).step))
+
+
+def less_work(tokens: int, length: int, reach: int, causal: bool) -> bool:
+    """Whether compiled transforms of this length cost less than one that coefficients of all offsets need."""
+    whole = length_in_c(2 * tokens - 1)
+    step = blocks_of(length, tokens, reach, causal).step
+    return cost_in_c(tokens, length, step) < cost_in_c(tokens, whole, tokens)
+
+
+def blocks_of(length: int, tokens: int, reach: int, causal: bool) -> Blocks:
+    """How tokens are cut: not at all where nothing wraps around into their rows, else they overlap by the reach."""
+    after = 0 if causal else reach - 1
+    if length >= tokens + reach - 1:
+        return Blocks(tokens, 0, after)
+    return Blocks(length - (reach - 1) - after, reach - 1, reach - 1 + after)
 
 
 @dataclass(frozen=True)
@@ -124,9 +144,7 @@ class LocalKernel:
         return out.transpose(2, 3)
 
     def _times_in_c(self, spectrum: Spectrum, values: Tensor, weights: Tensor | None, own: Tensor | None) -> Tensor:
-        before = self.reach - 1
-        after = 0 if self.causal else before
-        blocks = Blocks(self.length - before - after, before, before + after)
+        blocks = blocks_of(self.length, values.shape[2], self.reach, self.causal)
         out = convolve_in_c(spectrum, values.to(self.past.dtype), None, blocks)
         if not self.normalise:
             return out

@@ -17,7 +17,7 @@ from remixer.mixers.eager import all_exist, in_training, plain_inference, unobse
 from remixer.mixers.errors import NoStepError
 from remixer.mixers.gate import Gate
 from remixer.mixers.key_weights import KeyWeights, weighed
-from remixer.mixers.local_kernel import LocalKernel, length_of_blocks
+from remixer.mixers.local_kernel import LocalKernel, length_of_blocks, less_work
 from remixer.mixers.position_encoder import PositionEncoder
 from remixer.mixers.precision import at_least_float32
 from remixer.mixers.recent import Recent
@@ -27,8 +27,10 @@ from remixer.mixers.toeplitz_kernel import CompiledKernel, Form, Kernel, kernel_
 
 # Up to so many tokens a matrix per head is faster than transforms, and more exact.
 DIRECT_AT_MOST = 128
-# From so many tokens on, and so many times the reach of the coefficients, they are multiplied block by block.
+# From so many tokens on, and so many times the reach of the coefficients, they are multiplied block by block; by
+# compiled code from so many on, where it is less work.
 LONG, REACHES = 2**15, 4
+LONG_IN_C, REACHES_IN_C = 2**12, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,7 @@ class ToeplitzOperator(Mixer):
             self.gate = Gate(spec.heads, spec.value_dim, spec.value_dim)
         self._kernels: Recent[Kernel | CompiledKernel] = Recent()
         self._local: Recent[LocalKernel] = Recent()
+        self._reaches: Recent[int | None] = Recent()
         self._rings: Recent[Tensor] = Recent()
 
     @classmethod
@@ -259,17 +262,22 @@ class ToeplitzOperator(Mixer):
         parameters = self._parameters_of_kernel()
         if self.training or not plain_inference(value, *parameters):
             return None
-        dtype = at_least_float32(value.dtype)
-        reach = self.reach(dtype, rounded=True) if value.shape[2] >= LONG else None
-        if reach is None or value.shape[2] < REACHES * reach:
+        in_c = convolvable_in_c(value, self.spec.heads)
+        tokens, causal, dtype = value.shape[2], self.spec.causal, at_least_float32(value.dtype)
+        least, reaches = (LONG_IN_C, REACHES_IN_C) if in_c else (LONG, REACHES)
+        if tokens < least:
+            return None
+        reach = self._reaches.get(dtype, parameters, lambda: self.reach(dtype, rounded=True))
+        if reach is None or tokens < reaches * reach:
+            return None
+        length = length_of_blocks(tokens, reach, causal) if in_c else None
+        if length is not None and not less_work(tokens, length, reach, causal):
             return None
 
         def make() -> LocalKernel:
             coefficients = self.coefficients(reach).to(dtype)
             return LocalKernel.of(coefficients, causal, self.normalise, compiled_length=length)
 
-        causal, in_c = self.spec.causal, convolvable_in_c(value, self.spec.heads)
-        length = length_of_blocks(value.shape[2], reach, causal) if in_c else None
         return self._local.get((reach, dtype, length), parameters, make)
 
     def _parameters_of_kernel(self) -> list[Tensor]:

@@ -171,8 +171,8 @@ def test_padded_keys_may_hold_anything(config):
 @pytest.mark.parametrize("options", [{"decay": 0.3}, {"decay": 0.2, "per": "head"}], ids=["channel", "head"])
 @each_direction
 def test_long_sequences_block_by_block(options, causal, monkeypatch):
-    for name, value in (("toeplitz_operator.LONG", 64), ("toeplitz_operator.REACHES", 2)):
-        monkeypatch.setattr(f"remixer.mixers.{name}", value)
+    for name, value in (("LONG", 64), ("REACHES", 2), ("LONG_IN_C", 64)):
+        monkeypatch.setattr(f"remixer.mixers.toeplitz_operator.{name}", value)
     for name, value in (("SHORTEST_TRANSFORM", 64), ("ENTRIES_AT_ONCE", 4000)):
         monkeypatch.setattr(f"remixer.mixers.local_kernel.{name}", value)
     mixer = mixer_of(Toeplitz(weigh="key", **options), dtype=torch.float32, causal=causal).eval()

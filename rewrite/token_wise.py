@@ -211,7 +211,10 @@ def _over_parts(body: fx.GraphModule, cut: Cut | None, empty: Empty) -> Callable
         place: Tensor | None = None
         for start in range(0, count, step):
             length = min(step, count - start)
-            some = [each.narrow(dim, start, length) if dim else each for each, dim in zip(given, along, strict=False)]
+            some = [  # contiguous: of others, linear layers add the bias by itself, and round once more
+                each.narrow(dim, start, length).contiguous() if dim else each
+                for each, dim in zip(given, along, strict=False)
+            ]
             if result is not None:
                 place = result.narrow(-2, start, length)
             made = body(*some, *given[len(some) :], place)

@@ -261,6 +261,16 @@ def test_each_output_has_memory_of_its_own(small_parts, monkeypatch):
                 torch.testing.assert_close(in_parts, small(given))
 
 
+@pytest.mark.parametrize("shape", [(1, 61), (2, 61)])
+def test_parts_of_linear_layers_round_as_the_whole_does(shape, small_parts):
+    block = Block().eval().bfloat16()
+    module = capture(block, (x(2, 9, 16).bfloat16(), x(2, 9, 16).bfloat16())).graph_module
+    inputs = x(*shape, 16).bfloat16(), x(*shape, 16).bfloat16()
+    with torch.no_grad():
+        for given, wanted in zip(by_parts(module)(module, *inputs), module(*inputs), strict=True):
+            torch.testing.assert_close(given, wanted, rtol=0, atol=0)
+
+
 def test_weights_loaded_later_count(small_parts):
     small, other = (remixer.remix(encoder(), "long_short", x(2, 30, 16)) for _ in range(2))
     given = x(1, 61, 16)

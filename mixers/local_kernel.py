@@ -24,9 +24,10 @@ ENTRIES_AT_ONCE = 2**21
 LONGEST_TRANSFORM, READING = 2**16, 8
 
 
-def cost_in_c(tokens: int, length: int, rows: int) -> float:
-    """What compiled transforms of a length cost, that make so many rows each, in stages of radix 2 of one number."""
-    return -(-tokens // rows) * length * (math.log2(length) + READING)
+def cost_in_c(length: int, tokens: int, reach: int, causal: bool) -> float:
+    """What compiled transforms of a length cost for so many tokens, in stages of radix 2 of one number."""
+    step = blocks_of(length, tokens, reach, causal).step
+    return -(-tokens // step) * length * (math.log2(length) + READING)
 
 
 def length_of_blocks(tokens: int, reach: int, causal: bool) -> int:
@@ -42,14 +43,13 @@ def length_of_blocks(tokens: int, reach: int, causal: bool) -> int:
     whole = length_in_c(tokens + reach - 1)
     if whole < lengths[-1]:
         lengths.append(whole)
-    return min(lengths, key=lambda each: cost_in_c(tokens, each, blocks_of(each, tokens, reach, causal).step))
+    return min(lengths, key=lambda length: cost_in_c(length, tokens, reach, causal))
 
 
 def less_work(tokens: int, length: int, reach: int, causal: bool) -> bool:
     """Whether compiled transforms of this length cost less than one that coefficients of all offsets need."""
     whole = length_in_c(2 * tokens - 1)
-    step = blocks_of(length, tokens, reach, causal).step
-    return cost_in_c(tokens, length, step) < cost_in_c(tokens, whole, tokens)
+    return cost_in_c(length, tokens, reach, causal) < cost_in_c(whole, tokens, tokens, causal)
 
 
 def blocks_of(length: int, tokens: int, reach: int, causal: bool) -> Blocks:

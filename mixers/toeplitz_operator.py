@@ -259,11 +259,10 @@ class ToeplitzOperator(Mixer):
 
     def _local_kernel(self, value: Tensor) -> LocalKernel | None:
         """For values (B, G, T, E) that are much longer than the reach; kept between calls."""
-        parameters = self._parameters_of_kernel()
-        if self.training or not plain_inference(value, *parameters):
+        parameters, tokens = self._parameters_of_kernel(), value.shape[2]
+        if self.training or not plain_inference(value, *parameters) or tokens < min(LONG, LONG_IN_C):
             return None
-        in_c = convolvable_in_c(value, self.spec.heads)
-        tokens, causal, dtype = value.shape[2], self.spec.causal, at_least_float32(value.dtype)
+        in_c, causal, dtype = convolvable_in_c(value, self.spec.heads), self.spec.causal, at_least_float32(value.dtype)
         least, reaches = (LONG_IN_C, REACHES_IN_C) if in_c else (LONG, REACHES)
         if tokens < least:
             return None

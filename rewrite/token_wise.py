@@ -180,11 +180,12 @@ class Cut(NamedTuple):
     tables: list[int]
 
     def along(self, given: tuple[Tensor, ...]) -> list[int]:
-        """Along which dimension, from the end, each of these is cut; 0 if not at all."""
+        """Along which dimension, from the end, each is cut; 0 if not at all, as weights are."""
         kinds = [2] * self.tokens + [1] * len(self.tables)
+        kinds += [0] * (len(given) - len(kinds))
         return [
-            -kind if each.dim() >= kind and each.shape[-kind] > 1 else 0
-            for each, kind in zip(given, kinds, strict=False)
+            -kind if 0 < kind <= each.dim() and each.shape[-kind] > 1 else 0
+            for each, kind in zip(given, kinds, strict=True)
         ]
 
     def size(self, given: tuple[Tensor, ...]) -> int:
@@ -202,7 +203,7 @@ def _over_parts(body: fx.GraphModule, cut: Cut | None, empty: Empty) -> Callable
         if cut is None or not all(isinstance(each, Tensor) for each in given):  # but a length, say
             return body(*given, None)
         along, size = cut.along(given), cut.size(given)
-        counts = {each.shape[dim] for each, dim in zip(given, along, strict=False) if dim}
+        counts = {each.shape[dim] for each, dim in zip(given, along, strict=True) if dim}
         if len(counts) != 1 or size < WORTH:
             return body(*given, None)
         (count,) = counts
@@ -213,11 +214,11 @@ def _over_parts(body: fx.GraphModule, cut: Cut | None, empty: Empty) -> Callable
             length = min(step, count - start)
             some = [  # contiguous: of others, linear layers add the bias by itself, and round once more
                 each.narrow(dim, start, length).contiguous() if dim else each
-                for each, dim in zip(given, along, strict=False)
+                for each, dim in zip(given, along, strict=True)
             ]
             if result is not None:
                 place = result.narrow(-2, start, length)
-            made = body(*some, *given[len(some) :], place)
+            made = body(*some, place)
             if result is None:
                 result = empty((*made.shape[:-2], count, made.shape[-1]), dtype=made.dtype)
                 place = result.narrow(-2, start, length)

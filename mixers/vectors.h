@@ -6,6 +6,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #ifndef REAL
 #define REAL float
@@ -43,10 +46,33 @@ static inline vector either(bits mask, vector yes, vector no)
     return (vector)(((bits)yes & mask) | ((bits)no & ~mask));
 }
 
+/* The larger one, b if one of them is no number. GCC doesn't find the instruction by itself. */
 static inline vector larger(vector a, vector b)
 {
-    return either(a > b, a, b); /* b if it is no number */
+#if defined(__AVX512F__)
+    return IS_DOUBLE ? (vector)_mm512_max_pd((__m512d)a, (__m512d)b) : (vector)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return IS_DOUBLE ? (vector)_mm256_max_pd((__m256d)a, (__m256d)b) : (vector)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return either(a > b, a, b);
+#endif
 }
+
+#ifdef __AVX512DQ__
+/* `exp2_of` of single numbers where there are instructions for x - floor(x) and for a times 2^floor(x): the polynomial
+   of degree 5, 1 at 0, whose relative error on [0, 1] is least, 8e-8. */
+static inline __m512 exp2_of_single(__m512 x)
+{
+    static const float series[] = {1.0f, 0.69315131247355622f, 0.24016444623083294f, 0.055799920011970641f,
+                                   0.0090170260671129841f, 0.0018671306999768641f};
+    const __m512 rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126), _CMP_NLE_UQ);
+    __m512 power = _mm512_set1_ps(series[5]);
+#pragma GCC unroll 8
+    for (int i = 4; i >= 0; i--) power = power * rest + series[i];
+    return _mm512_maskz_scalef_ps(normal, power, x);
+}
+#endif
 
 /* 2^x for x < 1, by the power of the nearest whole number and a polynomial of the rest; 0 below the normal numbers.
 
@@ -54,6 +80,9 @@ static inline vector larger(vector a, vector b)
    that of double is the Taylor series. */
 static inline vector exp2_of(vector x)
 {
+#ifdef __AVX512DQ__
+    if (!IS_DOUBLE) return (vector)exp2_of_single((__m512)x);
+#endif
     static const REAL single[] = {1.0, 0.6931469775997534, 0.24022242085357517, 0.05550733742306941, 0.00967151264177711,
                                   0.0013264727490587879};
     static const REAL taylor[] = {1.0, 0.69314718055994531, 0.24022650695910071, 0.055504108664821580,

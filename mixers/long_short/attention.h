@@ -187,24 +187,44 @@ static inline sight sight_of(const group *group, const tile *tile, int64_t b)
     return found;
 }
 
+/* The largest of some scores and of what is given, by several at once: one would wait for the one before. */
+static inline lanes largest_of(const lanes *scores, int64_t count, lanes largest)
+{
+    lanes apart[4] = {largest, largest, largest, largest};
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4)
+        for (int n = 0; n < 4; n++)
+            for (int i = 0; i < 2; i++) apart[n].half[i] = larger(apart[n].half[i], scores[j + n].half[i]);
+    for (; j < count; j++)
+        for (int i = 0; i < 2; i++) apart[0].half[i] = larger(apart[0].half[i], scores[j].half[i]);
+    for (int i = 0; i < 2; i++)
+        largest.half[i] = larger(larger(apart[0].half[i], apart[1].half[i]), larger(apart[2].half[i], apart[3].half[i]));
+    return largest;
+}
+
+/* Hides the scores of columns from..to - 1 that a query doesn't see. */
+static inline void hide(const sight *sight, int64_t from, int64_t to, lanes *scores)
+{
+    for (int64_t column = from; column < to; column++) {
+        const bits at = (bits){0} + (INTEGER)column;
+        for (int i = 0; i < 2; i++) {
+            vector *score = &scores[column - from].half[i];
+            *score = either((at >= sight->low.half[i]) & (at < sight->high.half[i]), *score, all(-INFINITY));
+        }
+    }
+}
+
 /* Adds what is added to scores of columns, and hides those that a query doesn't see; returns the largest. */
 static inline lanes adjust(const group *group, const sight *sight, int64_t b, int64_t from, int64_t count, lanes *scores,
                            lanes largest)
 {
     const int adds = group->by_query || group->by_head || group->by_column;
-    for (int64_t j = 0; j < count; j++) {
-        const int64_t column = from + j;
-        const REAL more = group->by_column ? group->by_column[b * group->by_column_stride + column] * IN_BASE_2 : 0;
-        for (int i = 0; i < 2; i++) {
-            vector score = scores[j].half[i];
-            if (adds) score += sight->plus.as_lanes.half[i] + more;
-            if (column < sight->all_from || column >= sight->all_to) {
-                const bits at = (bits){0} + (INTEGER)column;
-                score = either((at >= sight->low.half[i]) & (at < sight->high.half[i]), score, all(-INFINITY));
-            }
-            largest.half[i] = larger(largest.half[i], score);
-            scores[j].half[i] = score;
-        }
+    for (int64_t j = 0; adds && j < count; j++) {
+        const REAL more = group->by_column ? group->by_column[b * group->by_column_stride + from + j] * IN_BASE_2 : 0;
+        for (int i = 0; i < 2; i++) scores[j].half[i] += sight->plus.as_lanes.half[i] + more;
     }
-    return largest;
+    const int64_t to = from + count, start = least(to, most(from, sight->all_from)), stop = most(start, least(to, sight->all_to));
+    hide(sight, from, start, scores);
+    hide(sight, stop, to, scores + (stop - from));
+    return largest_of(scores, count, largest);
 }

@@ -1,14 +1,18 @@
 """Memory that goes from one large tensor to the next."""
 
+import re
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from remixer.mixers import memory_pool
-from remixer.mixers.memory_pool import LARGE, MemoryPool, empty, pooled_memory
+from remixer.mixers.memory_pool import KEPT, LARGE, KeptMemory, MemoryPool, empty, pooled_memory
 
 PAGE = 2**20
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is kept between calls on Linux only")
 
 
 def test_memory_comes_back_with_the_last_view():
@@ -92,3 +96,66 @@ def test_tensors_of_inference_mode_can_be_written_to_in_it():
         tensor.fill_(2.0)
         assert tensor.is_inference()
     assert not pool.empty((3, 5), torch.float64).is_inference()
+
+
+def free_for_others(address):
+    """Bytes around an address that the system may take."""
+    maps = Path("/proc/self/smaps").read_text(encoding="utf-8")
+    for first, last, rest in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) (.*?)(?=^[0-9a-f]+-|\Z)", maps, re.M | re.S):
+        if int(first, 16) <= address < int(last, 16):
+            return int(re.search(r"^LazyFree: +(\d+) kB", rest, re.M)[1]) * 1024
+    return None
+
+
+@linux
+def test_between_calls_memory_is_kept_and_the_system_may_have_it():
+    pool = KeptMemory()
+    tensor = pool.empty((16 * PAGE,), torch.uint8).fill_(1)
+    where = tensor.data_ptr()
+    assert free_for_others(where) == 0
+    del tensor
+    assert free_for_others(where) >= 16 * PAGE
+    again = pool.empty((16 * PAGE,), torch.uint8)
+    assert again.data_ptr() == where
+    assert (again.fill_(3) == 3).all()
+    assert free_for_others(where) == 0
+
+
+@linux
+def test_only_the_last_memories_are_kept():
+    pool = KeptMemory()
+    held = [pool.empty((16 * PAGE,), torch.uint8) for _ in range(KEPT + 2)]
+    places = [each.data_ptr() for each in held]
+    while held:
+        held.pop(0)
+    assert len(pool.free) == KEPT
+    again = [pool.empty((16 * PAGE,), torch.uint8) for _ in range(KEPT)]
+    assert {each.data_ptr() for each in again} == set(places[2:])
+
+
+@linux
+def test_memory_that_the_system_does_not_take_is_not_kept(monkeypatch):
+    pool = KeptMemory()
+    monkeypatch.setattr(memory_pool.mmap, "MADV_FREE", 12345)
+    tensor = pool.empty((16 * PAGE,), torch.uint8).fill_(1)
+    del tensor
+    assert pool.free == []
+
+
+@linux
+def test_results_of_mixers_share_memory_between_calls():
+    rows = LARGE // 4
+    first = empty((rows,), torch.float32).fill_(1.0)
+    other = empty((rows,), torch.float32).fill_(2.0)
+    where = {first.data_ptr(), other.data_ptr()}
+    assert len(where) == 2
+    assert (first == 1.0).all()
+    del first, other
+    assert empty((rows,), torch.float32).data_ptr() in where
+    with pooled_memory():
+        assert empty((rows,), torch.float32).data_ptr() not in where, "a run has a pool of its own"
+    elsewhere = []
+    thread = threading.Thread(target=lambda: elsewhere.append(empty((rows,), torch.float32).data_ptr()))
+    thread.start()
+    thread.join()
+    assert elsewhere[0] not in where

@@ -11,9 +11,9 @@ typedef struct {
     /* The coefficients' transform over 2 length, or over length if all channels share it: for each head and two vectors
        of channels (bins, 4, WIDE), real and imaginary parts of the first and of the second; shared: (length, 2). */
     const REAL *spectrum;
-    const REAL *scale;       /* (H, T, channels rounded up to whole pairs of vectors, or 1), factor, or null */
+    const REAL *scale;       /* (H, scaled, channels rounded up to whole pairs of vectors, or 1), see `factors`, or null */
     transform transform;
-    int64_t samples, value_heads, heads, tokens, value_channels, channels, shared, scales;
+    int64_t samples, value_heads, heads, tokens, value_channels, channels, shared, scaled, scales;
     int64_t blocks, step, before, first; /* block n: values from n step - before on, give rows n step.. from `first` on */
     int64_t threads;
 } call;
@@ -110,8 +110,8 @@ int convolve(const call *c)
                     .skipped = c->first,
                     .rows = least(c->step, c->tokens - start),
                     .length = c->transform.length,
-                    .scale = c->scale ? c->scale + (h * c->tokens + start) * c->scales : 0,
-                    .scales = c->scales,
+                    .factors = {c->scale ? c->scale + h * c->scaled * c->scales : 0, c->scaled, c->scales, c->tokens},
+                    .first = start,
                 };
                 last_stage(&c->transform, y, &rows);
             }

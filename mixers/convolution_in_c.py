@@ -26,6 +26,10 @@ from remixer.mixers.c_library import (
 from remixer.mixers.eager import plain_inference, unwatched
 from remixer.mixers.workspace import empty_like_tokens
 
+# What the lengths of transforms are made of.
+RADICES = (4, 2, 3, 5)
+TIMES_A_POWER_OF_TWO = (1, 3, 5, 9, 15)
+
 
 class TransformFields(ctypes.Structure):
     """`transform` in fourier.h."""
@@ -45,7 +49,7 @@ class _Call(ctypes.Structure):
         *((name, Pointer) for name in ("spectrum", "scale")),
         ("transform", TransformFields),
         *((name, Number) for name in ("samples", "value_heads", "heads", "tokens")),
-        *((name, Number) for name in ("value_channels", "channels", "shared", "scales")),
+        *((name, Number) for name in ("value_channels", "channels", "shared", "scaled", "scales")),
         *((name, Number) for name in ("blocks", "step", "before", "first", "threads")),
     )
 
@@ -138,13 +142,13 @@ def convolvable_in_c(values: Tensor, heads: int) -> bool:
 
 
 def length_in_c(least: int) -> int:
-    """The least length from there on that the code has transforms for: a power of two, or three times one.
+    """The least length from there on that the code has transforms for: a power of two, or one of a few times one.
 
     Examples:
-        >>> [length_in_c(least) for least in (1, 2, 3, 5, 13, 2047, 2049)]
-        [2, 2, 3, 6, 16, 2048, 3072]
+        >>> [length_in_c(least) for least in (1, 2, 3, 7, 13, 2047, 2049, 8193)]
+        [2, 2, 3, 8, 15, 2048, 2304, 9216]
     """
-    return min(odd << max(2 - odd, (-(-least // odd) - 1).bit_length()) for odd in (1, 3))
+    return min(odd << max(2 - odd, (-(-least // odd) - 1).bit_length()) for odd in TIMES_A_POWER_OF_TWO)
 
 
 def convolve_in_c(
@@ -155,7 +159,8 @@ def convolve_in_c(
     Args:
         spectrum: of the coefficients.
         values: (B, G, T, E or 1), of their precision; query head h reads value head h // (H / G).
-        scale: factors on the rows, see `Spectrum.scale_of`, or None.
+        scale: factors on the rows, or on half as many of the first and of the last as it has, see `Spectrum.scale_of`,
+            or None.
         blocks: how sequences are cut that are longer than the transform, or None.
 
     Returns:
@@ -176,7 +181,7 @@ def convolve_in_c(
         spectrum.weights.data_ptr(),
         pointer(scale),
         transform.fields(),
-        *(B, G, H, T, E, channels, shared, 0 if scale is None else scale.shape[2]),
+        *(B, G, H, T, E, channels, shared, *((0, 0) if scale is None else scale.shape[1:])),
         *(-(-T // cut.step), *cut, torch.get_num_threads()),
     )
     CONVOLUTION(values.dtype, call)
@@ -188,7 +193,7 @@ def transform_of(length: int, dtype: torch.dtype) -> Transform:
     """The way through a transform of a length that `length_in_c` gave, kept between calls."""
     with torch.inference_mode(False):
         radices, size = [], length
-        for radix in (4, 2, 3):
+        for radix in RADICES:
             while size % radix == 0:
                 radices.append(radix)
                 size //= radix

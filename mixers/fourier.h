@@ -5,17 +5,11 @@
    inverse takes them in this order. Both go into depth, so that what they work on soon fits into a core's own cache
    (Frigo and Johnson, 2005, "The Design and Implementation of FFTW3"). */
 
-#include "vectors.h"
-
-#define FAR 8 /* how many rows ahead the cache is told to bring one: they may be too far apart for it to foresee */
-
-typedef struct {
-    vector re, im;
-} complex_;
+#include "rows.h"
 
 typedef struct {
     const REAL *twiddles;   /* stage by stage: (size / radix, radix - 1, 2) */
-    const int64_t *radices; /* of the stages, 2, 3 or 4 */
+    const int64_t *radices; /* of the stages, 2, 3, 4 or 5 */
     const int32_t *places;  /* (bins, 2), where frequencies k and -k are left */
     int64_t stages, length, bins;
 } transform;
@@ -69,67 +63,6 @@ static inline complex_ joined_there(both x)
     return (complex_){x.real.re + x.imaginary.im, x.imaginary.re - x.real.im};
 }
 
-/* A vector of the channels from `start` on of a token; 0 beyond the last. */
-static inline vector read_channels(const REAL *token, int64_t start, int64_t channels)
-{
-    vector x = {0};
-    if (channels == 1) return all(token[0]);
-    if (start + WIDE <= channels)
-        memcpy(&x, token + start, sizeof x);
-    else if (start < channels)
-        memcpy(&x, token + start, (channels - start) * sizeof(REAL));
-    return x;
-}
-
-static inline void write_channels(REAL *token, vector x, int64_t start, int64_t channels)
-{
-    if (start + WIDE <= channels)
-        memcpy(token + start, &x, sizeof x);
-    else if (start < channels)
-        memcpy(token + start, &x, (channels - start) * sizeof(REAL));
-}
-
-/* What is transformed: number n of it is row first + n, 0 where there is none. */
-typedef struct {
-    const REAL *at;
-    int64_t stride, channel, channels, first, rows;
-} source;
-
-/* Where an inverse goes: number skipped + n of it, counted around the end, is row n. */
-typedef struct {
-    REAL *at;
-    int64_t stride, channel, channels, skipped, rows, length;
-    const REAL *scale; /* factor of row n, or of `scales` channels of it, or null */
-    int64_t scales;
-} target;
-
-static inline complex_ row_of(const source *from, int64_t n)
-{
-    const int64_t t = from->first + n;
-    if (t < 0 || t >= from->rows) return (complex_){{0}, {0}};
-    const REAL *row = from->at + t * from->stride;
-    __builtin_prefetch(row + from->channel + FAR * from->stride);
-    __builtin_prefetch(row + from->channel + FAR * from->stride + WIDE);
-    return (complex_){read_channels(row, from->channel, from->channels),
-                      read_channels(row, from->channel + WIDE, from->channels)};
-}
-
-static inline void write_row(const target *to, int64_t n, complex_ x)
-{
-    const int64_t t = n - to->skipped + (n < to->skipped ? to->length : 0);
-    if (t >= to->rows) return;
-    REAL *row = to->at + t * to->stride;
-    __builtin_prefetch(row + to->channel + FAR * to->stride, 1);
-    __builtin_prefetch(row + to->channel + FAR * to->stride + WIDE, 1);
-    if (to->scales == 1) x.re *= to->scale[t], x.im *= to->scale[t];
-    if (to->scales > 1) {
-        const vector *factor = (const vector *)(to->scale + t * to->scales + to->channel);
-        x.re *= factor[0], x.im *= factor[1];
-    }
-    write_channels(row, x.re, to->channel, to->channels);
-    write_channels(row, x.im, to->channel + WIDE, to->channels);
-}
-
 /* One stage: forward the transforms of `radix` numbers and then the twiddles, backward the other way round. In place,
    if there is no source or target. */
 static inline void stage(complex_ *x, int64_t radix, int64_t part, const REAL *w, const int backward, const source *from,
@@ -154,7 +87,7 @@ static inline void stage(complex_ *x, int64_t radix, int64_t part, const REAL *w
             complex_ s = plus(a, b), d = minus(a, b);
             PUT(j, s), PUT(j + part, backward ? d : times(d, w[0], w[1]));
         }
-    } else {
+    } else if (radix == 3) {
         const REAL half = 0.5, root = 0.86602540378443865;
         for (int64_t j = 0; j < part; j++, w += 4) {
             complex_ a = GET(j), b = GET(j + part), c = GET(j + 2 * part);
@@ -164,6 +97,27 @@ static inline void stage(complex_ *x, int64_t radix, int64_t part, const REAL *w
             a = plus(a, s), b = turned(m, r, sign), c = turned(m, r, -sign);
             if (!backward) b = times(b, w[0], w[1]), c = times(c, w[2], w[3]);
             PUT(j, a), PUT(j + part, b), PUT(j + 2 * part, c);
+        }
+    } else {
+        /* Cosines and sines of a fifth of a turn and of two. */
+        const REAL c1 = 0.30901699437494742, c2 = -0.80901699437494742, s1 = 0.95105651629515357, s2 = 0.58778525229247313;
+        for (int64_t j = 0; j < part; j++, w += 8) {
+            complex_ a = GET(j), b = GET(j + part), c = GET(j + 2 * part), d = GET(j + 3 * part), e = GET(j + 4 * part);
+            if (backward) {
+                b = times(b, w[0], -w[1]), c = times(c, w[2], -w[3]);
+                d = times(d, w[4], -w[5]), e = times(e, w[6], -w[7]);
+            }
+            complex_ s = plus(b, e), t = plus(c, d), u = minus(b, e), v = minus(c, d);
+            complex_ m = {a.re + c1 * s.re + c2 * t.re, a.im + c1 * s.im + c2 * t.im};
+            complex_ n = {a.re + c2 * s.re + c1 * t.re, a.im + c2 * s.im + c1 * t.im};
+            complex_ p = {s1 * u.re + s2 * v.re, s1 * u.im + s2 * v.im}, q = {s2 * u.re - s1 * v.re, s2 * u.im - s1 * v.im};
+            a = plus(a, plus(s, t)), b = turned(m, p, sign), c = turned(n, q, sign);
+            d = turned(n, q, -sign), e = turned(m, p, -sign);
+            if (!backward) {
+                b = times(b, w[0], w[1]), c = times(c, w[2], w[3]);
+                d = times(d, w[4], w[5]), e = times(e, w[6], w[7]);
+            }
+            PUT(j, a), PUT(j + part, b), PUT(j + 2 * part, c), PUT(j + 3 * part, d), PUT(j + 4 * part, e);
         }
     }
 }

@@ -74,7 +74,7 @@ class LocalKernel:
         future: the same over the offsets -1..-k, 0 for k = 0.
         itself: (H, E or 1, 1), what every query gives itself.
         normalise: whether rows are divided by their sums.
-        ends: (reach, H, E or 1) each, what the first and the last rows of a long sequence sum up to, for compiled code.
+        scale: 1 / what the first and the last `reach` rows of a long sequence sum up to, as compiled code takes it.
     """
 
     spectrum: Tensor | Spectrum
@@ -85,7 +85,7 @@ class LocalKernel:
     future: Tensor
     itself: Tensor
     normalise: bool
-    ends: tuple[Tensor, Tensor] | None = None
+    scale: Tensor | None = None
 
     @classmethod
     def of(
@@ -112,10 +112,10 @@ class LocalKernel:
             future = F.pad(coefficients[..., :middle].flip(-1), (1, 0)).cumsum(-1)
         itself = coefficients[..., middle : middle + 1].clamp(min=torch.finfo(coefficients.dtype).tiny)
         kernel = cls(spectrum, length, reach, causal, past, future, itself, normalise)
-        if compiled_length is None or not normalise:
+        if not (isinstance(spectrum, Spectrum) and normalise):
             return kernel
-        first, last = (sums.permute(2, 0, 1).contiguous() for sums in kernel._sums_near_ends(slice(None)))
-        return replace(kernel, ends=(first, last))
+        sums = torch.cat(kernel._sums_near_ends(slice(None)), -1)
+        return replace(kernel, scale=spectrum.scale_of(sums.reciprocal()))
 
     def times(self, values: Tensor, weights: Tensor | None = None, own: Tensor | None = None) -> Tensor:
         """The product, its rows divided by their sums over what keys weigh where that is asked for.
@@ -145,13 +145,9 @@ class LocalKernel:
 
     def _times_in_c(self, spectrum: Spectrum, values: Tensor, weights: Tensor | None, own: Tensor | None) -> Tensor:
         blocks = blocks_of(self.length, values.shape[2], self.reach, self.causal)
-        out = convolve_in_c(spectrum, values.to(self.past.dtype), None, blocks)
-        if not self.normalise:
-            return out
-        if weights is None and self.ends is not None and 2 * self.reach <= out.shape[2]:
-            rows = out.transpose(1, 2)
-            rows[:, : self.reach] /= self.ends[0]
-            rows[:, -self.reach :] /= self.ends[1]
+        scale = self.scale if weights is None and 2 * self.reach <= values.shape[2] else None
+        out = convolve_in_c(spectrum, values.to(self.past.dtype), scale, blocks)
+        if not self.normalise or scale is not None:
             return out
         for h in range(out.shape[1]):
             g, rows = h // (out.shape[1] // values.shape[1]), out[:, h].transpose(1, 2)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("rewrite", "passes", "mixers", "export")
 CODE = (
-    *("vectors.h", "fourier.h", "convolution.c", "convolution_gradients.c"),
+    *("vectors.h", "rows.h", "fourier.h", "convolution.c", "convolution_gradients.c"),
     *(f"long_short/{name}" for name in ("attention.h", "attention.c", "attention_gradients.c", "pooling.c")),
 )
 

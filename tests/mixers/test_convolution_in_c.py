@@ -1,18 +1,29 @@
 """Compiled convolutions against torch's transforms: all lengths, channels, heads, cuts; and where they are used."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from remixer.mixers import AttentionSpec, FrequencyToeplitz, Toeplitz, ToeplitzMixer, convolution_in_c
 from remixer.mixers.convolution import convolve, spectrum_of, toeplitz_reference
-from remixer.mixers.convolution_in_c import CONVOLUTION, Blocks, Spectrum, convolvable_in_c, convolve_in_c, length_in_c
+from remixer.mixers.convolution_in_c import (
+    CONVOLUTION,
+    Blocks,
+    Spectrum,
+    convolvable_in_c,
+    convolve_in_c,
+    length_in_c,
+    transform_of,
+)
 from remixer.mixers.frequency_toeplitz import FrequencyToeplitzMixer
 from remixer.testing import assert_close
 
 pytestmark = pytest.mark.skipif(not CONVOLUTION.there(torch.float32), reason="no C compiler")
 SPEC = AttentionSpec(heads=6, kv_heads=2, head_dim=5, value_dim=5, scale=1.0, padding=True)
+
+LENGTHS = [2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18, 20, 24, 30, 36, 48, 60, 64, 72, 96, 512, 768, 1280, 1920, 2304]
 
 
 def spectrum_and_values(length, tokens, heads=4, kv_heads=2, channels=3, values=3, B=2, dtype=torch.float64):
@@ -21,7 +32,7 @@ def spectrum_and_values(length, tokens, heads=4, kv_heads=2, channels=3, values=
     return torch.fft.rfft(coefficients, norm="forward"), torch.randn(B, kv_heads, tokens, values, dtype=dtype)
 
 
-@pytest.mark.parametrize("length", [2, 3, 4, 6, 8, 12, 16, 24, 48, 64, 96, 512, 768, 1024])
+@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_length(length, dtype):
     for tokens in {1, length // 2, length}:
@@ -45,6 +56,19 @@ def test_factors_on_rows(channels):
     rows = torch.rand(4, channels, 11, dtype=torch.float64)
     compiled = Spectrum.of(spectrum, 24)
     assert_close(convolve_in_c(compiled, values, compiled.scale_of(rows)), convolve(spectrum, values, 24, rows))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("end", [1, 5, 13])
+@pytest.mark.parametrize("step", [4, 7, 26])
+def test_factors_on_the_first_and_the_last_rows(step, end, channels):
+    spectrum, values = spectrum_and_values(30, 26, channels=channels)
+    blocks, compiled = Blocks(step, 2, 2), Spectrum.of(spectrum, 30)
+    rows = torch.rand(4, channels, 2 * end, dtype=torch.float64)
+    every = torch.cat([rows[..., :end], rows.new_ones(4, channels, 26 - 2 * end), rows[..., end:]], -1)
+    expected = convolve_in_c(compiled, values, None, blocks) * every.transpose(1, 2)
+    assert_close(convolve_in_c(compiled, values, compiled.scale_of(rows), blocks), expected)
+    assert_close(convolve_in_c(compiled, values, compiled.scale_of(every), blocks), expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 9, 10, 11, 57])
@@ -115,9 +139,9 @@ def test_wrong_code_is_found_out_and_not_used(monkeypatch):
 
 
 def test_lengths_are_the_least_that_do():
+    known = sorted(odd << twos for odd in (1, 3, 5, 9, 15) for twos in range(13) if odd << twos > 1)
     for least in range(1, 3000):
         length = length_in_c(least)
-        assert least <= length <= 2 * least
-        odd = length // (length & -length)
-        assert odd in (1, 3)
-    assert spectrum_of(torch.ones(1, 1, 3), length_in_c(5), True).shape == (1, 1, 4)
+        assert length == next(each for each in known if each >= least)
+        assert math.prod(transform_of(length, torch.float64).radices.tolist()) == length
+    assert spectrum_of(torch.ones(1, 1, 3), length_in_c(5), True).shape == (1, 1, 3)

@@ -118,7 +118,7 @@ def test_compiled_blocks_make_more_rows_than_they_lose_and_fit_a_cache(reach, ca
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("length", [384, 256, 192, 96, 64])
+@pytest.mark.parametrize("length", [384, 320, 256, 192, 96, 90, 64])
 def test_blocks_of_any_length_and_none_at_all(length, normalise, causal):
     T, reach = 240, 17
     coefficients = torch.rand(2, 3, reach if causal else 2 * reach - 1, dtype=torch.float64)

@@ -4,6 +4,8 @@
 
 #include "fourier.h"
 
+#define FAR 4194304 /* bytes of a result that goes past the caches */
+
 typedef struct {
     const REAL *values; /* (B, G, T, E or 1) */
     REAL *out;          /* (B, H, T, channels) */
@@ -67,6 +69,15 @@ static void convolve_blocks(const call *c, complex_ *x, complex_ *y, const REAL 
     }
 }
 
+/* Whether the result is so large that caches wouldn't keep it, and all of its rows are whole vectors. */
+static int is_far(const call *c)
+{
+    const int64_t bytes = c->samples * c->heads * c->tokens * c->channels * sizeof(REAL);
+    int whole = c->channels % (2 * WIDE) == 0 && (uintptr_t)c->out % BYTES == 0;
+    for (int n = 0; n < 3; n++) whole = whole && c->out_strides[n] % WIDE == 0;
+    return bytes >= FAR && whole;
+}
+
 /* How many channels a vector holds. */
 int wide(void)
 {
@@ -81,6 +92,7 @@ int convolve(const call *c)
     const int64_t parts = least(groups, 1 + 4 * c->threads / inputs); /* of the heads that read one value head */
     const int64_t each = (groups + parts - 1) / parts;
     const int64_t of_spectrum = c->shared ? 2 * c->transform.length : c->transform.bins * 4 * WIDE;
+    const int far = is_far(c);
     int failed = 0;
 #pragma omp parallel num_threads(c->threads)
     {
@@ -112,10 +124,12 @@ int convolve(const call *c)
                     .length = c->transform.length,
                     .factors = {c->scale ? c->scale + h * c->scaled * c->scales : 0, c->scaled, c->scales, c->tokens},
                     .first = start,
+                    .far = far,
                 };
                 last_stage(&c->transform, y, &rows);
             }
         }
+        end_of_far();
         free(x);
     }
     return failed;

@@ -27,7 +27,7 @@ from remixer.mixers.eager import plain_inference, unwatched
 from remixer.mixers.workspace import empty_like_tokens
 
 # What the lengths of transforms are made of.
-RADICES = (4, 2, 3, 5)
+RADICES = (8, 4, 2, 3, 5)
 TIMES_A_POWER_OF_TWO = (1, 3, 5, 9, 15)
 
 

@@ -9,7 +9,7 @@
 
 typedef struct {
     const REAL *twiddles;   /* stage by stage: (size / radix, radix - 1, 2) */
-    const int64_t *radices; /* of the stages, 2, 3, 4 or 5 */
+    const int64_t *radices; /* of the stages, 2, 3, 4, 5 or 8 */
     const int32_t *places;  /* (bins, 2), where frequencies k and -k are left */
     int64_t stages, length, bins;
 } transform;
@@ -63,63 +63,88 @@ static inline complex_ joined_there(both x)
     return (complex_){x.real.re + x.imaginary.im, x.imaginary.re - x.real.im};
 }
 
+static INLINE void transform_of_four(complex_ *x, const int sign)
+{
+    const complex_ s = plus(x[0], x[2]), t = minus(x[0], x[2]), u = plus(x[1], x[3]), v = minus(x[1], x[3]);
+    x[0] = plus(s, u), x[1] = turned(t, v, sign), x[2] = minus(s, u), x[3] = turned(t, v, -sign);
+}
+
+/* The transform of as many numbers as a radix says, by sign -1; by 1 the inverse. */
+static INLINE void small_transform(complex_ *x, const int64_t size, const int sign)
+{
+    if (size == 2) {
+        const complex_ a = x[0], b = x[1];
+        x[0] = plus(a, b), x[1] = minus(a, b);
+    } else if (size == 3) {
+        const REAL half = 0.5, root = 0.86602540378443865;
+        const complex_ a = x[0], s = plus(x[1], x[2]), d = minus(x[1], x[2]);
+        const complex_ m = {a.re - half * s.re, a.im - half * s.im}, r = {root * d.re, root * d.im};
+        x[0] = plus(a, s), x[1] = turned(m, r, sign), x[2] = turned(m, r, -sign);
+    } else if (size == 4) {
+        transform_of_four(x, sign);
+    } else if (size == 5) {
+        /* Cosines and sines of a fifth of a turn and of two. */
+        const REAL c1 = 0.30901699437494742, c2 = -0.80901699437494742;
+        const REAL s1 = 0.95105651629515357, s2 = 0.58778525229247313;
+        const complex_ a = x[0], s = plus(x[1], x[4]), t = plus(x[2], x[3]);
+        const complex_ u = minus(x[1], x[4]), v = minus(x[2], x[3]);
+        const complex_ m = {a.re + c1 * s.re + c2 * t.re, a.im + c1 * s.im + c2 * t.im};
+        const complex_ n = {a.re + c2 * s.re + c1 * t.re, a.im + c2 * s.im + c1 * t.im};
+        const complex_ p = {s1 * u.re + s2 * v.re, s1 * u.im + s2 * v.im};
+        const complex_ q = {s2 * u.re - s1 * v.re, s2 * u.im - s1 * v.im};
+        x[0] = plus(a, plus(s, t)), x[1] = turned(m, p, sign), x[2] = turned(n, q, sign);
+        x[3] = turned(n, q, -sign), x[4] = turned(m, p, -sign);
+    } else {
+        const REAL root = 0.70710678118654752;
+        complex_ even[4], odd[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) even[i] = plus(x[i], x[i + 4]), odd[i] = minus(x[i], x[i + 4]);
+        const complex_ zero = {{0}, {0}}, one = turned(odd[1], odd[1], sign), three = turned(odd[3], odd[3], -sign);
+        odd[1] = (complex_){one.re * root, one.im * root};
+        odd[2] = turned(zero, odd[2], sign);
+        odd[3] = (complex_){three.re * -root, three.im * -root};
+        transform_of_four(even, sign);
+        transform_of_four(odd, sign);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) x[2 * i] = even[i], x[2 * i + 1] = odd[i];
+    }
+}
+
+/* `stage` of a radix that the compiler knows. */
+static INLINE void stage_of(complex_ *x, const int64_t radix, int64_t part, const REAL *w, const int backward,
+                            const source *from, const target *to)
+{
+    for (int64_t j = 0; j < part; j++, w += 2 * (radix - 1)) {
+        complex_ some[8];
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < radix; i++) {
+            const int64_t n = j + i * part;
+            some[i] = from ? row_of(from, n) : x[n];
+            if (backward && i) some[i] = times(some[i], w[2 * i - 2], -w[2 * i - 1]);
+        }
+        small_transform(some, radix, backward ? 1 : -1);
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < radix; i++) {
+            const int64_t n = j + i * part;
+            if (!backward && i) some[i] = times(some[i], w[2 * i - 2], w[2 * i - 1]);
+            if (to)
+                write_row(to, n, some[i]);
+            else
+                x[n] = some[i];
+        }
+    }
+}
+
 /* One stage: forward the transforms of `radix` numbers and then the twiddles, backward the other way round. In place,
    if there is no source or target. */
 static inline void stage(complex_ *x, int64_t radix, int64_t part, const REAL *w, const int backward, const source *from,
                          const target *to)
 {
-#define GET(n) (from ? row_of(from, n) : x[n])
-#define PUT(n, number) (to ? write_row(to, n, number) : (void)(x[n] = (number)))
-    const int sign = backward ? 1 : -1;
-    if (radix == 4) {
-        for (int64_t j = 0; j < part; j++, w += 6) {
-            complex_ a = GET(j), b = GET(j + part), c = GET(j + 2 * part), d = GET(j + 3 * part);
-            if (backward) b = times(b, w[0], -w[1]), c = times(c, w[2], -w[3]), d = times(d, w[4], -w[5]);
-            complex_ s = plus(a, c), t = minus(a, c), u = plus(b, d), v = minus(b, d);
-            a = plus(s, u), b = turned(t, v, sign), c = minus(s, u), d = turned(t, v, -sign);
-            if (!backward) b = times(b, w[0], w[1]), c = times(c, w[2], w[3]), d = times(d, w[4], w[5]);
-            PUT(j, a), PUT(j + part, b), PUT(j + 2 * part, c), PUT(j + 3 * part, d);
-        }
-    } else if (radix == 2) {
-        for (int64_t j = 0; j < part; j++, w += 2) {
-            complex_ a = GET(j), b = GET(j + part);
-            if (backward) b = times(b, w[0], -w[1]);
-            complex_ s = plus(a, b), d = minus(a, b);
-            PUT(j, s), PUT(j + part, backward ? d : times(d, w[0], w[1]));
-        }
-    } else if (radix == 3) {
-        const REAL half = 0.5, root = 0.86602540378443865;
-        for (int64_t j = 0; j < part; j++, w += 4) {
-            complex_ a = GET(j), b = GET(j + part), c = GET(j + 2 * part);
-            if (backward) b = times(b, w[0], -w[1]), c = times(c, w[2], -w[3]);
-            complex_ s = plus(b, c), d = minus(b, c);
-            complex_ m = {a.re - half * s.re, a.im - half * s.im}, r = {root * d.re, root * d.im};
-            a = plus(a, s), b = turned(m, r, sign), c = turned(m, r, -sign);
-            if (!backward) b = times(b, w[0], w[1]), c = times(c, w[2], w[3]);
-            PUT(j, a), PUT(j + part, b), PUT(j + 2 * part, c);
-        }
-    } else {
-        /* Cosines and sines of a fifth of a turn and of two. */
-        const REAL c1 = 0.30901699437494742, c2 = -0.80901699437494742, s1 = 0.95105651629515357, s2 = 0.58778525229247313;
-        for (int64_t j = 0; j < part; j++, w += 8) {
-            complex_ a = GET(j), b = GET(j + part), c = GET(j + 2 * part), d = GET(j + 3 * part), e = GET(j + 4 * part);
-            if (backward) {
-                b = times(b, w[0], -w[1]), c = times(c, w[2], -w[3]);
-                d = times(d, w[4], -w[5]), e = times(e, w[6], -w[7]);
-            }
-            complex_ s = plus(b, e), t = plus(c, d), u = minus(b, e), v = minus(c, d);
-            complex_ m = {a.re + c1 * s.re + c2 * t.re, a.im + c1 * s.im + c2 * t.im};
-            complex_ n = {a.re + c2 * s.re + c1 * t.re, a.im + c2 * s.im + c1 * t.im};
-            complex_ p = {s1 * u.re + s2 * v.re, s1 * u.im + s2 * v.im}, q = {s2 * u.re - s1 * v.re, s2 * u.im - s1 * v.im};
-            a = plus(a, plus(s, t)), b = turned(m, p, sign), c = turned(n, q, sign);
-            d = turned(n, q, -sign), e = turned(m, p, -sign);
-            if (!backward) {
-                b = times(b, w[0], w[1]), c = times(c, w[2], w[3]);
-                d = times(d, w[4], w[5]), e = times(e, w[6], w[7]);
-            }
-            PUT(j, a), PUT(j + part, b), PUT(j + 2 * part, c), PUT(j + 3 * part, d), PUT(j + 4 * part, e);
-        }
-    }
+    if (radix == 2) stage_of(x, 2, part, w, backward, from, to);
+    if (radix == 3) stage_of(x, 3, part, w, backward, from, to);
+    if (radix == 4) stage_of(x, 4, part, w, backward, from, to);
+    if (radix == 5) stage_of(x, 5, part, w, backward, from, to);
+    if (radix == 8) stage_of(x, 8, part, w, backward, from, to);
 }
 
 static inline void forward_in_place(const transform *c, complex_ *x, int64_t depth, int64_t size, const REAL *twiddles)

@@ -3,7 +3,7 @@
 
 #include "vectors.h"
 
-#define FAR 8 /* how many rows ahead the cache is told to bring one: they may be too far apart for it to foresee */
+#define AHEAD 8 /* how many rows ahead the cache is told to bring one: they may be too far apart for it to foresee */
 
 typedef struct {
     vector re, im;
@@ -47,6 +47,7 @@ typedef struct {
     int64_t stride, channel, channels, skipped, rows, length;
     factors factors;
     int64_t first;
+    int64_t far; /* whether rows go past the caches: there are whole pairs of vectors, where vectors may be stored */
 } target;
 
 /* Those on row t, or null. */
@@ -62,8 +63,8 @@ static inline complex_ row_of(const source *from, int64_t n)
     const int64_t t = from->first + n;
     if (t < 0 || t >= from->rows) return (complex_){{0}, {0}};
     const REAL *row = from->at + t * from->stride;
-    __builtin_prefetch(row + from->channel + FAR * from->stride);
-    __builtin_prefetch(row + from->channel + FAR * from->stride + WIDE);
+    __builtin_prefetch(row + from->channel + AHEAD * from->stride);
+    __builtin_prefetch(row + from->channel + AHEAD * from->stride + WIDE);
     return (complex_){read_channels(row, from->channel, from->channels),
                       read_channels(row, from->channel + WIDE, from->channels)};
 }
@@ -73,13 +74,20 @@ static inline void write_row(const target *to, int64_t n, complex_ x)
     const int64_t t = n - to->skipped + (n < to->skipped ? to->length : 0);
     if (t >= to->rows) return;
     REAL *row = to->at + t * to->stride;
-    __builtin_prefetch(row + to->channel + FAR * to->stride, 1);
-    __builtin_prefetch(row + to->channel + FAR * to->stride + WIDE, 1);
+    if (!to->far) {
+        __builtin_prefetch(row + to->channel + AHEAD * to->stride, 1);
+        __builtin_prefetch(row + to->channel + AHEAD * to->stride + WIDE, 1);
+    }
     const REAL *factor = factors_on(&to->factors, to->first + t);
     if (factor && to->factors.channels == 1) x.re *= factor[0], x.im *= factor[0];
     if (factor && to->factors.channels > 1) {
         const vector *each = (const vector *)(factor + to->channel);
         x.re *= each[0], x.im *= each[1];
+    }
+    if (to->far) {
+        write_far(row + to->channel, x.re);
+        write_far(row + to->channel + WIDE, x.im);
+        return;
     }
     write_channels(row, x.re, to->channel, to->channels);
     write_channels(row, x.im, to->channel + WIDE, to->channels);

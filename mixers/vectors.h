@@ -33,6 +33,8 @@
 #define IS_DOUBLE (sizeof(REAL) == 8)
 #define INTEGER __typeof__(__builtin_choose_expr(IS_DOUBLE, (int64_t)0, (int32_t)0))
 
+#define INLINE inline __attribute__((always_inline))
+
 typedef REAL vector __attribute__((vector_size(BYTES)));
 typedef INTEGER bits __attribute__((vector_size(BYTES)));
 
@@ -55,6 +57,26 @@ static inline vector larger(vector a, vector b)
     return IS_DOUBLE ? (vector)_mm256_max_pd((__m256d)a, (__m256d)b) : (vector)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return either(a > b, a, b);
+#endif
+}
+
+/* Stores a vector, at a multiple of its size, past the caches: memory that is only written to need not be read first.
+   `end_of_far` before others read it. */
+static inline void write_far(REAL *to, vector x)
+{
+#if defined(__AVX512F__)
+    _mm512_stream_si512((__m512i *)to, (__m512i)x);
+#elif defined(__AVX2__)
+    _mm256_stream_si256((__m256i *)to, (__m256i)x);
+#else
+    *(vector *)to = x;
+#endif
+}
+
+static inline void end_of_far(void)
+{
+#if defined(__AVX512F__) || defined(__AVX2__)
+    _mm_sfence();
 #endif
 }
 

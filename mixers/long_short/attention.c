@@ -9,7 +9,6 @@
 
 #define LEAST ((REAL)-1e30) /* below all scores; finite, so that a row that sees nothing gives 0 */
 #define MANY 2048           /* columns that a cache holds no more */
-#define INLINE inline __attribute__((always_inline)) /* a function that only fetches is left out as one that does nothing */
 
 /* What one thread works with. */
 typedef struct {
@@ -24,7 +23,8 @@ static inline int64_t bytes_of(const call *c)
     return c->bfloat16 ? sizeof(uint16_t) : sizeof(REAL);
 }
 
-/* Has the cache bring rows that will be needed: where heads lie side by side, rows are too far apart for it to foresee. */
+/* Has the cache bring rows that will be needed: where heads lie side by side, rows are too far apart for it to foresee.
+   A function that only fetches would be left out as one that does nothing, unless it is INLINE. */
 static INLINE void fetch(const call *c, const void *tokens, const int64_t strides[3], int64_t b, int64_t h, int64_t from,
                          int64_t to, int64_t size)
 {

@@ -71,6 +71,20 @@ def test_factors_on_the_first_and_the_last_rows(step, end, channels):
     assert_close(convolve_in_c(compiled, values, compiled.scale_of(every), blocks), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [32, 31, 16, 8])
+def test_results_that_outgrow_the_caches(channels, dtype):
+    most = 2**22 // (2 * 4 * channels * 4)  # tokens in 4 MiB of float32, for two samples and four heads
+    for tokens in (most - 1, most + 1):
+        length = length_in_c(tokens)
+        spectrum, values = spectrum_and_values(length, tokens, channels=channels, values=channels, dtype=dtype)
+        expected = convolve(spectrum, values, length)
+        compiled = Spectrum.of(spectrum, length)
+        assert_close(convolve_in_c(compiled, values), expected)
+        rows = torch.rand(4, channels, tokens, dtype=dtype)
+        assert_close(convolve_in_c(compiled, values, compiled.scale_of(rows)), expected * rows.transpose(1, 2))
+
+
 @pytest.mark.parametrize("tokens", [1, 9, 10, 11, 57])
 @pytest.mark.parametrize("reach", [1, 3, 7])
 def test_sequences_longer_than_the_transform(tokens, reach):

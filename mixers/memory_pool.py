@@ -32,6 +32,12 @@ class MemoryPool:
 
     def __init__(self) -> None:
         self.free: list[mmap.mmap] = []
+        self.open = True
+
+    def close(self) -> None:
+        """Give back what is free now, and the rest with the tensors that are left, which keep theirs until then."""
+        self.open = False
+        self.free.clear()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised CPU tensor, whose memory comes back when no tensor is left in it."""
@@ -57,7 +63,8 @@ class MemoryPool:
 
     def _take_back(self, memory: mmap.mmap) -> None:
         """What a tensor had that is gone."""
-        self.free.append(memory)
+        if self.open:
+            self.free.append(memory)
 
 
 class KeptMemory(MemoryPool):
@@ -98,12 +105,15 @@ def pooled_memory() -> Iterator[MemoryPool]:
 
     Tensors that are left by then keep their memory.
     """
-    before = _current.pool
-    _current.pool = before or MemoryPool()
-    try:
+    if _current.pool is not None:
         yield _current.pool
+        return
+    _current.pool = pool = MemoryPool()
+    try:
+        yield pool
     finally:
-        _current.pool = before
+        _current.pool = None
+        pool.close()
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -125,8 +125,9 @@ class ToeplitzMixer(ToeplitzOperator):
         encoded = self.encoder(offsets).unflatten(0, (self.spec.heads, self.channels))
         if not self.normalise:
             return self.seen(encoded * fade.exp(), offsets, 0.0)
-        logs = self.seen(encoded + fade, offsets, -torch.inf)
-        return (logs - logs.detach().amax(-1, keepdim=True)).exp()  # rows are divided by their sum: any factor will do
+        # In place: no other tensor of a long sequence is as large.
+        logs = self.seen(encoded.add_(fade), offsets, -torch.inf)
+        return logs.sub_(logs.detach().amax(-1, keepdim=True)).exp_()  # rows are divided by their sum: any factor does
 
     def remembers(self, length: int) -> int:
         """See Mixer.remembers: as far as coefficients reach, rounded up."""

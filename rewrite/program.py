@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from remixer.rewrite.errors import CaptureError
+from remixer.rewrite.graphs import copied
 from remixer.rewrite.modules import keep_persistence
 
 
@@ -94,13 +95,7 @@ class Program:
         Its code is generated when it is first run or looked at, not after each pass.
         """
         old = self.graph_module
-        graph = fx.Graph(tracer_cls=old.graph._tracer_cls)
-        output: Any = graph.graph_copy(old.graph, {}, return_output_node=True)
-        if output is not None:
-            value, node = output
-            graph.output(value).meta = dict(node.meta)
-        graph.set_codegen(old.graph._codegen)
-        new = _LazyGraphModule(old, graph)
+        new = _LazyGraphModule(old, copied(old.graph))
         new.meta = dict(old.meta)
         new.train(old.training)
         keep_persistence(old, new)

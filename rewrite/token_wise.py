@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor, fx
 
 from remixer.rewrite.dropout import Dropout
 from remixer.rewrite.effects import writes
+from remixer.rewrite.graphs import copied
 
 aten = torch.ops.aten
 Empty = Callable[..., Tensor]
@@ -59,7 +59,7 @@ def by_parts(module: fx.GraphModule, empty: Empty = torch.empty) -> Callable[...
     Returns:
         A function that takes the module and its inputs; None if there is no such run.
     """
-    graph = copy.deepcopy(module.graph)
+    graph = copied(module.graph)
     for node in graph.find_nodes(op="call_module"):
         if isinstance(module.get_submodule(str(node.target)), Dropout):
             node.replace_all_uses_with(node.args[0])

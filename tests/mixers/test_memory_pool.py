@@ -3,6 +3,7 @@
 import re
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,20 @@ def test_an_error_ends_the_pool():
     with pytest.raises(ZeroDivisionError), pooled_memory():
         1 / 0  # noqa: B018
     assert memory_pool._current.pool is None
+
+
+def test_what_is_left_of_a_run_keeps_its_own_memory_only():
+    with pooled_memory() as pool:
+        left, gone = empty((LARGE,), torch.uint8), empty((LARGE,), torch.uint8)
+        left.fill_(3)
+        del gone
+        (memory,) = pool.free
+        given_back = weakref.ref(memory)
+        del memory
+    assert given_back() is None
+    assert (left == 3).all()
+    del left
+    assert pool.free == []
 
 
 def test_threads_have_pools_of_their_own():

@@ -23,6 +23,7 @@ from remixer.export.typed import dtype_of
 from remixer.mixers.distributed.ranks import Ranks, bound
 from remixer.rewrite.agreement import NotRunError, first_line, mode, run
 from remixer.rewrite.elsewhere import Sizes, example_at
+from remixer.rewrite.graphs import copied
 from remixer.rewrite.inputs import Call
 from remixer.rewrite.program import Program, expression, shape_of
 from remixer.rewrite.tracing import quick_tracing
@@ -54,9 +55,7 @@ def exported_stage(program: Program, stage: int, module: fx.GraphModule, plan: P
     Raises:
         PartitionError: torch.export refuses it, or takes sizes for tied to each other that are not.
     """
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    graph.set_codegen(module.graph._codegen)
+    graph = copied(module.graph)
     if stage == len(plan.stages) - 1:
         _plain_outputs(graph)
     receives = plan.stages[stage].receives

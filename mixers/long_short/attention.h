@@ -223,7 +223,8 @@ static inline lanes adjust(const group *group, const sight *sight, int64_t b, in
         const REAL more = group->by_column ? group->by_column[b * group->by_column_stride + from + j] * IN_BASE_2 : 0;
         for (int i = 0; i < 2; i++) scores[j].half[i] += sight->plus.as_lanes.half[i] + more;
     }
-    const int64_t to = from + count, start = least(to, most(from, sight->all_from)), stop = most(start, least(to, sight->all_to));
+    const int64_t to = from + count, start = least(to, most(from, sight->all_from));
+    const int64_t stop = most(start, least(to, sight->all_to));
     hide(sight, from, start, scores);
     hide(sight, stop, to, scores + (stop - from));
     return largest_of(scores, count, largest);

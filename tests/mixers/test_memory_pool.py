@@ -13,6 +13,7 @@ from remixer.mixers import memory_pool
 from remixer.mixers.memory_pool import KEPT, LARGE, KeptMemory, MemoryPool, empty, pooled_memory
 
 PAGE = 2**20
+# MADV_FREE and /proc are of Linux; `test_elsewhere_nothing_is_kept` says what holds without them.
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is kept between calls on Linux only")
 
 
@@ -155,6 +156,12 @@ def test_memory_that_the_system_does_not_take_is_not_kept(monkeypatch):
     tensor = pool.empty((16 * PAGE,), torch.uint8).fill_(1)
     del tensor
     assert pool.free == []
+
+
+def test_elsewhere_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(memory_pool._current, "kept", None)
+    tensor = empty((LARGE,), torch.uint8).fill_(1)
+    assert tensor.untyped_storage().resizable(), "torch's own memory"
 
 
 @linux

@@ -31,15 +31,21 @@ void larger_each(REAL *x, const REAL *y, int64_t count)
     }}
 }}
 """
-EACH = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
 
-@pytest.fixture
-def made(tmp_path, monkeypatch, dtype):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    source = tmp_path / "each.c"
+@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, dtype):
+    folder = tmp_path_factory.mktemp("vectors")
+    source = folder / "each.c"
     source.write_text(CODE, encoding="utf-8")
-    found = library(source, REAL=NUMBERS[dtype])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        found = library(source, REAL=NUMBERS[dtype])
     if found is None:
         pytest.skip("no C compiler")
     return found
@@ -52,7 +58,6 @@ def applied(each, x, *others):
     return padded[0][: len(x)]
 
 
-@EACH
 def test_powers_of_two_to_the_last_digits(made, dtype):
     lowest, eps = (-125.99, 2**-23) if dtype is torch.float32 else (-1021.99, 2**-52)
     x = torch.cat([torch.linspace(*ends, 100_003, dtype=dtype) for ends in ((lowest, 0.99), (-1, 0), (-1e-6, 0))])
@@ -60,7 +65,6 @@ def test_powers_of_two_to_the_last_digits(made, dtype):
     assert ((applied(made.exp2_each, x).double() - exact) / exact).abs().max() < 2 * eps
 
 
-@EACH
 def test_powers_of_whole_numbers(made, dtype):
     lowest = -125 if dtype is torch.float32 else -1021
     x = torch.arange(lowest, 1, dtype=dtype)
@@ -69,7 +73,6 @@ def test_powers_of_whole_numbers(made, dtype):
     assert ((found / torch.exp2(x)) - 1).abs().max() <= torch.finfo(dtype).eps
 
 
-@EACH
 def test_below_the_normal_numbers_there_is_nothing_left(made, dtype):
     least = -126.0 if dtype is torch.float32 else -1022.0
     x = torch.tensor([least, least - 0.5, 2 * least, -1e30, -torch.inf, torch.nan, 0.0], dtype=dtype)
@@ -79,7 +82,6 @@ def test_below_the_normal_numbers_there_is_nothing_left(made, dtype):
     assert found[6] == 1
 
 
-@EACH
 def test_the_larger_one_and_what_is_no_number(made, dtype):
     nan, inf = torch.nan, torch.inf
     x = torch.tensor([1.0, -2.0, 0.0, -inf, -inf, inf, nan, 3.0], dtype=dtype)
